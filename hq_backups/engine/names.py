@@ -1,0 +1,125 @@
+"""File names and bucket keys, as CommCare's operators and their other tools know them.
+
+``postgres_<env>_daily_2026_11_22.tar.gz`` on disk; ``postgres_daily_<host>.tar.gz`` in a bucket that keeps
+versions. Dates and hours are the host's local time at the start of the run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from hq_backups.engine.errors import UsageError
+from hq_backups.engine.events import format_utc
+
+MANIFEST_KEY_SUFFIX = ".manifest.json"
+PARTIAL_SUFFIX = ".partial"
+
+PREFIX = {"postgres": "postgres", "couch": "couchdb", "blobdb": "blobdb"}
+_CODEC_SUFFIX = {"gzip": ".gz", "zstd": ".zst", "none": ""}
+_TYPE = r"(?P<type>daily|weekly|hourly|manual)"
+_DATE = r"(?P<date>\d{4}_(?:0[1-9]|1[0-2])_(?:0[1-9]|[12]\d|3[01]))"
+_TIME = r"(?:_(?P<time>\d{2}(?:\d{4})?))?"
+_EXT = r"(?P<ext>\.tar(?:\.gz|\.zst)?|\.gz|\.zst|\.sql)"
+_POSTGRES = re.compile(rf"postgres_(?P<env>.+)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
+_FILES = re.compile(rf"(?P<prefix>couchdb|blobdb)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def run_id(started: datetime, host: str, store: str) -> str:
+    """Return ``20261122T000002Z-pg0-postgres``."""
+    stamp = format_utc(started).replace("-", "").replace(":", "")
+    return f"{stamp}-{safe(host)}-{store}"
+
+
+def safe(text: str) -> str:
+    """Return ``text`` with everything that a file name or key should not hold replaced by ``-``."""
+    return _UNSAFE.sub("-", text).strip("-.") or "unnamed"
+
+
+def extension(mode: str, codec: str) -> str:
+    """Return the end of an artifact's name: ``.tar.gz`` for archives, ``.gz`` for dumps."""
+    try:
+        packed = _CODEC_SUFFIX[codec]
+    except KeyError:
+        raise UsageError(f"unknown codec {codec}") from None
+    return (packed or ".sql") if mode == "dump" else ".tar" + packed
+
+
+def local_name(store: str, env: str, type_: str, started: datetime, mode: str, codec: str) -> str:
+    """Return an artifact's file name; ``started`` is in the host's time zone."""
+    middle = f"{safe(env)}_" if store == "postgres" else ""
+    stamp = f"{started:%Y_%m_%d}"
+    if type_ == "hourly":
+        stamp += f"_{started:%H}"
+    elif type_ == "manual":
+        stamp += f"_{started:%H%M%S}"
+    return f"{PREFIX[store]}_{middle}{type_}_{stamp}{extension(mode, codec)}"
+
+
+def fixed_key(store: str, type_: str, host: str, mode: str, codec: str) -> str:
+    """Return the one key per type and host that a versioned bucket gets."""
+    return f"{PREFIX[store]}_{type_}_{safe(host)}{extension(mode, codec)}"
+
+
+def dated_key(name: str, *, host: str | None = None, time: datetime | None = None) -> str:
+    """Return the key for local ``name``, with the host, and the time of a later run of the day, put in."""
+    parsed = parse_name(name)
+    if parsed is None:
+        raise UsageError(f"{name} is not the name of an artifact")
+    stem = name.removesuffix(parsed.ext)
+    if host is not None:
+        stem += f"_{safe(host)}"
+    if time is not None:
+        stem += f"_{time:%H%M%S}"
+    return stem + parsed.ext
+
+
+@dataclass(frozen=True)
+class ParsedName:
+    """What an artifact's file name says."""
+
+    store: str
+    type: str
+    date: date
+    time: str | None
+    env: str | None
+    ext: str
+
+    @property
+    def mode(self) -> str:
+        """Return the mode that the extension stands for."""
+        if self.store != "postgres":
+            return "tar"
+        return "plain" if self.ext.startswith(".tar") else "dump"
+
+
+def parse_name(name: str) -> ParsedName | None:
+    """Read a local artifact name, today's scripts' ones included; None when it is something else."""
+    match = _POSTGRES.match(name) or _FILES.match(name)
+    if match is None:
+        return None
+    groups = match.groupdict()
+    try:
+        day = datetime.strptime(groups["date"], "%Y_%m_%d").date()
+    except ValueError:
+        return None
+    prefix = groups.get("prefix", "postgres")
+    store = next(s for s, p in PREFIX.items() if p == prefix)
+    return ParsedName(store, groups["type"], day, groups["time"], groups.get("env"), groups["ext"])
+
+
+def manifest_name(name: str) -> str:
+    """Return the dot file beside an artifact: a name that the old crons' prune globs do not eat."""
+    return f".{name}.json"
+
+
+def pending_name(run: str) -> str:
+    """Return the manifest's name until its artifact stands under its final one."""
+    return f".{run}.pending.json"
+
+
+def partial_name(run: str) -> str:
+    """Return the artifact's name while it is being written."""
+    return f".{run}{PARTIAL_SUFFIX}"

@@ -1,0 +1,102 @@
+"""What is asked of each verb: one frozen dataclass per verb, carried in a Job as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BackupRequest:
+    """Make one artifact of one store."""
+
+    store: str
+    type: str = "manual"
+    upload: bool = True
+    prune: bool = True
+    accept_shrink: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class CatalogRequest:
+    """List the artifacts of some stores."""
+
+    stores: tuple[str, ...] = ()
+    """Empty means every configured one."""
+    source: str = "all"
+    """local, s3 or all."""
+    since: str | None = None
+    """A local date, ``2026-11-22``."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which artifact is meant: a name, a path, a key or ``latest``."""
+
+    store: str
+    name: str = "latest"
+    source: str | None = None
+    """local or s3; None means the local one when there are both."""
+    host: str | None = None
+    version_id: str | None = None
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """Put an artifact back, or with ``plan_only`` say how that would be done."""
+
+    selection: Selection
+    target_dir: Path | None = None
+    """Unpack there and touch nothing that runs."""
+    staging_dir: Path | None = None
+    plan_only: bool = False
+    expected_sha256: str | None = None
+    """The artifact that was confirmed: another one by now is refused."""
+    from_env: str | None = None
+    """The other environment whose data may be put here, by name."""
+    disconnect: bool = False
+
+
+@dataclass(frozen=True)
+class UndoRequest:
+    """Put back what a restore set aside, or finish what a kill left between two renames."""
+
+    store: str
+    plan_only: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Prove that an artifact is whole; deep: by starting a server on it."""
+
+    selection: Selection
+    deep: bool = False
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """Remove local artifacts that retention no longer asks for."""
+
+    store: str
+    manual_older_than: int | None = None
+    """Days; None keeps every manual one."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class UploadRequest:
+    """Send what the bucket still lacks."""
+
+    store: str
+
+
+@dataclass(frozen=True)
+class UnpackRequest:
+    """A restore's data work, done as the store's user: unpack into a directory that exists and is empty."""
+
+    manifest: Mapping[str, Any]
+    location: Mapping[str, Any]
+    target: Path
