@@ -1,0 +1,406 @@
+"""Bytes on their way: into a compressed file that is hashed and read back, and out of one.
+
+Writing: :class:`ArtifactWriter` compresses, hashes and writes in a thread of its own, so that the producer's
+pipe never waits for the compressor. :class:`ReadBack` follows the growing file from disk, unpacks it and
+hashes both sides: a backup is good only when what it read is what was written.
+
+Reading: :class:`PlainReader` turns stored bytes (a file, an object in a bucket) into plain ones, hashing both,
+unpacking in a thread of its own, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hq_backups.engine import codecs
+from hq_backups.engine.errors import CorruptBackup, DiskFull, HQBackupsError, ReadBackFailed
+
+CHUNK = 1 << 20
+DEPTH = 8
+"""Chunks in flight between two threads: what bounds memory."""
+
+
+class Readable(Protocol):
+    """Something with stored bytes."""
+
+    def read(self, n: int, /) -> bytes:
+        """Return up to ``n`` bytes; none at the end only."""
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Both sides of an artifact: stored and plain."""
+
+    size: int
+    sha256: str
+    crc32: int
+    plain_size: int
+    plain_sha256: str
+    plain_crc32: int
+
+
+def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
+    """Write every byte or raise DiskFull."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path=path.parent) from error
+        raise
+
+
+class ArtifactWriter:
+    """Compresses and writes one artifact, in its own thread, from buffers that it lends out."""
+
+    def __init__(self, path: Path, codec: str, level: int, on_written: Callable[[int], None] | None = None) -> None:
+        """Create ``path`` (0600, must not exist); ``on_written`` is told the bytes on disk so far."""
+        self.path = path
+        self.size = 0
+        self.crc32 = 0
+        self.plain_size = 0
+        self.plain_crc32 = 0
+        self._sha = hashlib.sha256()
+        self._compressor = codecs.compressor(codec, level)
+        self._on_written = on_written
+        self._failure: BaseException | None = None
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
+        for _ in range(DEPTH):
+            self._free.put(bytearray(CHUNK))
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._thread = threading.Thread(target=self._run, name="hqb-writer", daemon=True)
+        self._thread.start()
+
+    def buffer(self) -> bytearray:
+        """Return an empty buffer to fill; waits while the disk or the compressor is behind."""
+        buffer = self._free.get()
+        if self._failure is not None:
+            raise self._failure
+        return buffer
+
+    def put(self, buffer: bytearray, length: int) -> None:
+        """Take back a buffer whose first ``length`` bytes are to be written."""
+        self._full.put((buffer, length))
+
+    def finish(self) -> tuple[int, str, int]:
+        """Write the rest and sync the file; return stored size, sha256 and crc32."""
+        self._stop()
+        if self._failure is not None:
+            raise self._failure
+        return self.size, self._sha.hexdigest(), self.crc32
+
+    def close(self) -> None:
+        """Stop the thread and close the file; what was written stays for the caller to remove."""
+        self._stop(discard=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _stop(self, *, discard: bool = False) -> None:
+        if self._thread.is_alive():
+            if discard:
+                self._failure = self._failure or HQBackupsError("the artifact was given up")
+            self._full.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (item := self._full.get()) is not None:
+                buffer, length = item
+                if self._failure is None:
+                    self._take(memoryview(buffer)[:length])
+                self._free.put(buffer)
+            if self._failure is None:
+                self._store(self._compressor.flush())
+                os.fsync(self._fd)
+        except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+            self._failure = error
+            for _ in range(DEPTH):
+                self._free.put(bytearray(CHUNK))
+            while self._full.get() is not None:
+                pass
+
+    def _take(self, data: memoryview) -> None:
+        self.plain_size += len(data)
+        self.plain_crc32 = codecs.crc32(data, self.plain_crc32)
+        self._store(self._compressor.compress(data))
+
+    def _store(self, packed: bytes) -> None:
+        if not packed:
+            return
+        write_all(self._fd, packed, self.path)
+        self.size += len(packed)
+        self.crc32 = codecs.crc32(packed, self.crc32)
+        self._sha.update(packed)
+        if self._on_written is not None:
+            self._on_written(self.size)
+
+
+class GrowingFile:
+    """Reads a file that another thread still writes; end of file is only where the writer said it is."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` for reading."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._position = 0
+        self._available = 0
+        self._final = False
+        self._given_up = False
+        self._condition = threading.Condition()
+
+    def advance(self, size: int, *, final: bool = False) -> None:
+        """Tell how many bytes stand in the file."""
+        with self._condition:
+            self._available = size
+            self._final = self._final or final
+            self._condition.notify_all()
+
+    def give_up(self) -> None:
+        """Wake the reader: nothing more will come."""
+        with self._condition:
+            self._given_up = True
+            self._condition.notify_all()
+
+    def read(self, n: int) -> bytes:
+        """Return up to ``n`` bytes, waiting for them."""
+        with self._condition:
+            # Small reads cost more than they gain while the writer is ahead.
+            self._condition.wait_for(
+                lambda: self._final or self._given_up or self._available - self._position >= n
+            )
+            if self._given_up:
+                raise HQBackupsError("the artifact was given up")
+            wanted = min(n, self._available - self._position)
+        if wanted == 0:
+            return b""
+        data = os.pread(self._fd, wanted, self._position)
+        if not data:
+            raise ReadBackFailed(f"it ends at byte {self._position}, {self._available} were written", path=self.path)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class ReadBack:
+    """Follows an artifact while it is written and proves that it can be read and unpacked."""
+
+    def __init__(self, path: Path, codec: str) -> None:
+        """Start following ``path``."""
+        self._file = GrowingFile(path)
+        self._reader = PlainReader(self._file, codec, path.name, threaded=False)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="hqb-read-back", daemon=True)
+        self._thread.start()
+
+    def advance(self, size: int) -> None:
+        """Tell how many bytes stand in the file."""
+        self._file.advance(size)
+
+    def finish(self, written: ArtifactWriter) -> Digest:
+        """Read the rest and compare it with what ``written`` counted; raises ReadBackFailed."""
+        wrote = (*written.finish(), written.plain_size, written.plain_crc32)
+        self._file.advance(written.size, final=True)
+        self._thread.join()
+        self._file.close()
+        if self._failure is not None:
+            raise ReadBackFailed(str(self._failure), path=written.path) from self._failure
+        digest = self._reader.digest()
+        read = (digest.size, digest.sha256, digest.crc32, digest.plain_size, digest.plain_crc32)
+        if read != wrote:
+            raise ReadBackFailed("other bytes were read than were written", path=written.path)
+        return digest
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._thread.is_alive():
+            self._file.give_up()
+            self._thread.join()
+            self._file.close()
+
+    def _run(self) -> None:
+        try:
+            while self._reader.chunk():
+                pass
+        except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+            self._failure = error
+
+
+class PlainReader:
+    """Stored bytes in, plain bytes out; hashes both; forward-only file for ``tarfile``.
+
+    ``max_plain`` bounds what an untrusted archive may unpack to.
+    """
+
+    def __init__(
+        self,
+        source: Readable,
+        codec: str,
+        name: str,
+        *,
+        max_plain: int | None = None,
+        threaded: bool = True,
+        on_stored: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read ``source``, called ``name`` in errors; ``on_stored`` is told the stored bytes read so far."""
+        self.name = name
+        self._source = source
+        self._codec = codec
+        self._decompressor = codecs.decompressor(codec)
+        self._max_plain = max_plain
+        self._on_stored = on_stored
+        self._stored_sha, self._plain_sha = hashlib.sha256(), hashlib.sha256()
+        self._size = self._crc = self._plain_size = self._plain_crc = 0
+        self._pending = b""
+        self._ended = False
+        self._chunk = memoryview(b"")
+        self._position = 0
+        self._threaded = threaded
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
+        self._closed = threading.Event()
+        if threaded:
+            self._thread = threading.Thread(target=self._unpack_ahead, name="hqb-unpack", daemon=True)
+            self._thread.start()
+
+    def chunk(self) -> bytes:
+        """Return the next plain bytes, however many; none at the end."""
+        if not self._threaded:
+            data = self._unpack()
+        else:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                self._queue.put(item)
+                raise item
+            data = item
+            if not data:
+                self._queue.put(data)
+        self._plain_sha.update(data)
+        self._plain_crc = codecs.crc32(data, self._plain_crc)
+        return data
+
+    def read(self, n: int = -1) -> bytes:
+        """Return exactly ``n`` plain bytes, fewer at the end only."""
+        if n < 0:
+            raise ValueError("a bounded read only")
+        if len(self._chunk) >= n:
+            out = bytes(self._chunk[:n])
+            self._chunk = self._chunk[n:]
+        else:
+            parts = [self._chunk]
+            missing = n - len(self._chunk)
+            self._chunk = memoryview(b"")
+            while missing:
+                data = memoryview(self.chunk())
+                if not data:
+                    break
+                parts.append(data[:missing])
+                self._chunk = data[missing:]
+                missing -= len(parts[-1])
+            out = b"".join(parts)
+        self._position += len(out)
+        return out
+
+    def pieces(self, n: int) -> Iterator[memoryview]:
+        """Yield ``n`` plain bytes without copying them; raises CorruptBackup when there are fewer."""
+        while n:
+            if not self._chunk:
+                self._chunk = memoryview(self.chunk())
+                if not self._chunk:
+                    raise CorruptBackup("it ends in the middle of a file", name=self.name)
+            piece = self._chunk[:n]
+            self._chunk = self._chunk[n:]
+            self._position += len(piece)
+            n -= len(piece)
+            yield piece
+
+    def tell(self) -> int:
+        """Return how many plain bytes were handed out."""
+        return self._position
+
+    def seek(self, position: int) -> int:
+        """Skip forward, as tarfile asks; there is no way back."""
+        if position < self._position:
+            raise ValueError("this stream only goes forward")
+        for _ in self.pieces(position - self._position):
+            pass
+        return self._position
+
+    def digest(self) -> Digest:
+        """Read to the end and return what was seen of both sides."""
+        self._chunk = memoryview(b"")
+        while self.chunk():
+            pass
+        return Digest(
+            self._size, self._stored_sha.hexdigest(), self._crc,
+            self._plain_size, self._plain_sha.hexdigest(), self._plain_crc,
+        )
+
+    def close(self) -> None:
+        """Stop unpacking ahead."""
+        self._closed.set()
+        if self._threaded:
+            while self._thread.is_alive():
+                try:
+                    self._queue.get_nowait()
+                except queue.Empty:
+                    self._thread.join(0.01)
+
+    def _unpack_ahead(self) -> None:
+        try:
+            while not self._closed.is_set():
+                data = self._unpack()
+                self._queue.put(data)
+                if not data:
+                    return
+        except BaseException as error:  # noqa: BLE001  handed to the thread that reads
+            self._queue.put(error)
+
+    def _unpack(self) -> bytes:
+        """Return the next plain bytes: never none before the stream's own end was seen."""
+        while not self._ended:
+            data = b""
+            if self._pending:
+                data, self._pending = self._pending, b""
+            elif self._decompressor.needs_input or self._decompressor.eof:
+                data = self._source.read(CHUNK)
+                if not data:
+                    self._end()
+                    return b""
+                self._size += len(data)
+                self._stored_sha.update(data)
+                self._crc = codecs.crc32(data, self._crc)
+                if self._on_stored is not None:
+                    self._on_stored(self._size)
+            if self._decompressor.eof:
+                # One gzip member after another is one stream (RFC 1952).
+                self._decompressor = codecs.decompressor(self._codec)
+            try:
+                plain = self._decompressor.decompress(data, CHUNK)
+            except Exception as error:
+                raise CorruptBackup(f"it does not unpack ({error})", name=self.name) from error
+            if self._decompressor.eof:
+                self._pending = self._decompressor.unused_data
+            if plain:
+                self._plain_size += len(plain)
+                if self._max_plain is not None and self._plain_size > self._max_plain:
+                    raise CorruptBackup(f"it unpacks to more than the {self._max_plain} bytes it should", name=self.name)
+                return plain
+        return b""
+
+    def _end(self) -> None:
+        if self._codec != "none" and not self._decompressor.eof:
+            raise CorruptBackup("it ends before its compressed stream does", name=self.name)
+        self._ended = True
