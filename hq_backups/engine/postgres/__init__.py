@@ -1,0 +1,1 @@
+"""PostgreSQL's programs and protocol, as the postgres store needs them."""

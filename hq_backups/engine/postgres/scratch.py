@@ -1,0 +1,105 @@
+"""A server of our own on a restored tree: private socket, our configuration, nothing that reaches outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hq_backups.engine import process
+from hq_backups.engine.errors import CorruptBackup, ProducerFailed
+from hq_backups.engine.postgres.psql import Server
+from hq_backups.engine.postgres.tools import Tools
+
+PORT = 5432
+"""Only names the socket file in a directory of its own: no TCP port is opened."""
+
+START_SECONDS = 24 * 3600
+
+_LIMIT = re.compile(r"^(max_\w+) setting:\s+(\d+)$", re.MULTILINE)
+
+# Each of these keeps the copy from acting as the original: archiving over its WAL, draining its
+# subscriptions, answering at its address, loading modules that this host need not have.
+_SETTINGS = {
+    "listen_addresses": "",
+    "archive_mode": "off",
+    "archive_command": "",
+    "restore_command": "",
+    "primary_conninfo": "",
+    "primary_slot_name": "",
+    "recovery_target_timeline": "latest",
+    "shared_preload_libraries": "",
+    "max_logical_replication_workers": "0",
+    "logging_collector": "off",
+    "ssl": "off",
+    "autovacuum": "off",
+    "hot_standby": "on",
+    "cluster_name": "hq_backups scratch",
+    "external_pid_file": "",
+}
+
+
+@contextmanager
+def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: str) -> Iterator[Server]:
+    """Run the server of ``data_dir`` for as long as the block; raises CorruptBackup when it does not start.
+
+    Must be called as the owner of ``data_dir``. postgresql.auto.conf and standby.signal are removed from it.
+    """
+    pg_ctl = tools.own("pg_ctl", major).path
+    controldata = tools.client("pg_controldata", major).path
+    for stray in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
+        (data_dir / stray).unlink(missing_ok=True)
+    # Socket paths are limited to 107 bytes: not below the data directory.
+    home = Path(tempfile.mkdtemp(prefix="hqb-"))
+    try:
+        log = home / "log"
+        config, hba = home / "postgresql.conf", home / "pg_hba.conf"
+        lines = [f"{key} = '{value}'" for key, value in _settings(data_dir, home, hba, controldata).items()]
+        config.write_text("\n".join(lines) + "\n")
+        hba.write_text("local all all trust\n")
+        start = [str(pg_ctl), "start", "-w", "-t", str(START_SECONDS), "-D", str(data_dir), "-l", str(log)]
+        try:
+            process.run([*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True)
+        except ProducerFailed as error:
+            tail = _tail(log)
+            raise CorruptBackup(f"the server does not start on it: {tail}", name=name) from error
+        try:
+            yield Server(host=str(home), port=PORT, user=superuser)
+        finally:
+            stop(data_dir, pg_ctl)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def stop(data_dir: Path, pg_ctl: Path) -> None:
+    """Stop a scratch server, at once if need be; one that is not running is fine."""
+    if (data_dir / "postmaster.pid").exists():
+        argv = [str(pg_ctl), "stop", "-w", "-t", "60", "-m", "immediate", "-D", str(data_dir)]
+        process.run(argv, check=False, timeout=90, leaves_daemon=True)
+
+
+def _settings(data_dir: Path, home: Path, hba: Path, pg_controldata: Path) -> dict[str, str]:
+    settings = {**_SETTINGS, "data_directory": str(data_dir), "hba_file": str(hba), "ident_file": os.devnull}
+    settings |= {"unix_socket_directories": str(home), "port": str(PORT), "unix_socket_permissions": "0700"}
+    # Recovery of a copy may need no less than its primary had.
+    settings |= {key: str(value) for key, value in recorded_limits(data_dir, pg_controldata).items()}
+    return settings
+
+
+def recorded_limits(data_dir: Path, pg_controldata: Path) -> dict[str, int]:
+    """Return the limits that the control file records (``max_prepared_transactions`` guards recovery)."""
+    report = process.run([str(pg_controldata), "-D", str(data_dir)], check=False, timeout=60).stdout
+    return {name: int(value) for name, value in _LIMIT.findall(report)}
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    fatal = [line for line in lines if "FATAL" in line or "PANIC" in line]
+    return (fatal or lines or ["it left an empty log"])[-1][-500:]
