@@ -1,0 +1,194 @@
+"""What is written is what is read back, and what is damaged is never taken for good."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hq_backups.engine import codecs
+from hq_backups.engine.errors import ConfigurationError, CorruptBackup, DiskFull, ReadBackFailed
+from hq_backups.engine.streams import CHUNK, ArtifactWriter, Digest, GrowingFile, PlainReader, ReadBack
+
+CODECS = ("gzip", "zstd", "none")
+
+
+def write(path: Path, data: bytes, codec: str = "gzip", *, damage: bool = False) -> Digest:
+    """Write an artifact and follow it, as a backup does."""
+    follower: list[ReadBack] = []
+    writer = ArtifactWriter(path, codec, 1, lambda size: [f.advance(size) for f in follower])
+    read_back = ReadBack(path, codec)
+    follower.append(read_back)
+    try:
+        for start in range(0, len(data), CHUNK):
+            piece = data[start : start + CHUNK]
+            buffer = writer.buffer()
+            buffer[: len(piece)] = piece
+            writer.put(buffer, len(piece))
+        writer.finish()
+        if damage:
+            with path.open("r+b") as file:
+                file.seek(-6, os.SEEK_END)
+                byte = file.read(1)
+                file.seek(-6, os.SEEK_END)
+                file.write(bytes([byte[0] ^ 1]))
+        return read_back.finish(writer)
+    finally:
+        read_back.close()
+        writer.close()
+
+
+def read(path: Path, codec: str = "gzip", **options: int | None) -> tuple[bytes, Digest]:
+    with path.open("rb") as file:
+        reader = PlainReader(file, codec, path.name, **options)  # type: ignore[arg-type]
+        try:
+            parts = []
+            while chunk := reader.chunk():
+                parts.append(chunk)
+            return b"".join(parts), reader.digest()
+        finally:
+            reader.close()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_written_is_read_back_with_the_same_digests(tmp_path: Path, codec: str) -> None:
+    data = os.urandom(700_000) + bytes(3 * CHUNK) + b"end"
+    digest = write(tmp_path / "artifact", data, codec)
+    plain, again = read(tmp_path / "artifact", codec)
+    assert plain == data
+    assert again == digest
+    assert digest.size == (tmp_path / "artifact").stat().st_size
+    assert oct((tmp_path / "artifact").stat().st_mode)[-3:] == "600"
+
+
+def test_an_empty_store_gives_a_valid_artifact(tmp_path: Path) -> None:
+    digest = write(tmp_path / "artifact", b"")
+    assert gzip.decompress((tmp_path / "artifact").read_bytes()) == b""
+    assert digest.plain_size == 0
+
+
+def test_gzip_reads_what_isal_writes(tmp_path: Path) -> None:
+    data = os.urandom(100) * 50_000
+    write(tmp_path / "artifact", data)
+    assert gzip.decompress((tmp_path / "artifact").read_bytes()) == data
+
+
+@pytest.mark.parametrize("codec", ["gzip", "none"])
+def test_a_byte_that_the_disk_changed_fails_the_read_back(tmp_path: Path, codec: str) -> None:
+    # Smaller than a read: the follower waits for the end, so the damage is there before it reads.
+    with pytest.raises(ReadBackFailed):
+        write(tmp_path / "artifact", os.urandom(5000), codec, damage=True)
+
+
+def test_a_follower_does_not_take_the_end_of_a_growing_file_for_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"abc")
+    reader = GrowingFile(path)
+    reader.advance(3)
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.append(reader.read(10)))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive(), "it returned before the writer said that the file is complete"
+    with path.open("ab") as file:
+        file.write(b"defghijklm")
+    reader.advance(13)
+    thread.join(5)
+    assert got == [b"abcdefghij"]
+    reader.advance(13, final=True)
+    assert reader.read(10) == b"klm"
+    assert reader.read(10) == b""
+
+
+def test_a_file_that_shrank_is_not_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"abc")
+    reader = GrowingFile(path)
+    reader.advance(10, final=True)
+    assert reader.read(3) == b"abc"
+    with pytest.raises(ReadBackFailed, match="ends at byte 3"):
+        reader.read(3)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 5000])
+def test_a_truncated_artifact_is_corrupt_wherever_it_is_cut(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "artifact"
+    write(path, os.urandom(40_000))
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.raises(CorruptBackup, match="ends before"):
+        read(path)
+
+
+@given(offset=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_corrupt_or_has_another_digest(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, bit: int
+) -> None:
+    path = tmp_path_factory.mktemp("flip") / "artifact"
+    digest = write(path, b"some words " * 2000)
+    raw = bytearray(path.read_bytes())
+    raw[offset % len(raw)] ^= 1 << bit
+    path.write_bytes(raw)
+    try:
+        _, seen = read(path)
+    except CorruptBackup:
+        return
+    assert seen.sha256 != digest.sha256
+
+
+def test_an_archive_may_not_unpack_to_more_than_its_manifest_says(tmp_path: Path) -> None:
+    write(tmp_path / "bomb", bytes(64 * CHUNK))
+    assert (tmp_path / "bomb").stat().st_size < CHUNK
+    with pytest.raises(CorruptBackup, match="more than"):
+        read(tmp_path / "bomb", max_plain=2 * CHUNK)
+
+
+def test_members_one_after_another_are_one_stream(tmp_path: Path) -> None:
+    (tmp_path / "two").write_bytes(gzip.compress(b"first") + gzip.compress(b"second"))
+    assert read(tmp_path / "two")[0] == b"firstsecond"
+
+
+def test_garbage_after_the_stream_is_corrupt(tmp_path: Path) -> None:
+    (tmp_path / "tail").write_bytes(gzip.compress(b"first") + b"garbage")
+    with pytest.raises(CorruptBackup):
+        read(tmp_path / "tail")
+
+
+@given(data=st.binary(max_size=4000), sizes=st.lists(st.integers(0, 700), max_size=40))
+def test_bounded_reads_give_the_same_bytes_as_one(data: bytes, sizes: list[int]) -> None:
+    reader = PlainReader(io.BytesIO(gzip.compress(data)), "gzip", "x")
+    parts = [reader.read(n) for n in sizes]
+    assert reader.tell() == sum(map(len, parts))
+    rest = reader.read(10_000)
+    assert b"".join(parts) + rest == data
+    reader.close()
+
+
+def test_a_stream_only_goes_forward() -> None:
+    reader = PlainReader(io.BytesIO(gzip.compress(b"0123456789")), "gzip", "x")
+    reader.seek(4)
+    assert reader.read(2) == b"45"
+    with pytest.raises(ValueError, match="forward"):
+        reader.seek(1)
+    reader.close()
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_with_its_place(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("2m")
+    with pytest.raises(DiskFull) as caught:
+        write(disk / "artifact", os.urandom(3 << 20))
+    assert str(disk) in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("codec", "level"), [("gzip", 9), ("lzma", 1)])
+def test_an_unknown_codec_or_level_is_a_configuration_error(codec: str, level: int) -> None:
+    with pytest.raises(ConfigurationError):
+        codecs.compressor(codec, level)
