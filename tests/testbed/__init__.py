@@ -1,0 +1,1 @@
+"""Provision and run the real services that the tests use."""
