@@ -92,10 +92,12 @@ def _make_directories(target: Path, path: PurePosixPath, made: set[PurePosixPath
 def _write_file(plain: PlainReader, member: tarfile.TarInfo, path: Path) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, 0o600 | member.mode & 0o070)
+        fd = os.open(path, flags, 0o600)
     except FileExistsError:
         raise UnsafeArchive(f"{member.name!r} is there twice", name=plain.name) from None
     try:
+        # Not left to the umask: a cluster with group access must keep it.
+        os.fchmod(fd, 0o600 | member.mode & 0o070)
         for piece in plain.pieces(member.size):
             write_all(fd, piece, path)
     finally:

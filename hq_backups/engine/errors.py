@@ -172,6 +172,13 @@ class NoSuchBucket(RepositoryError):
     """bucket {bucket} does not exist at {endpoint}"""
 
 
+class NoSuchObject(RepositoryError):
+    """{key} is not in bucket {bucket}"""
+
+    exit_code = Exit.BAD_BACKUP
+    hint = "See what there is: list_backups --source s3"
+
+
 class AccessDenied(RepositoryError):
     """access to {what} was denied: {message}"""
 

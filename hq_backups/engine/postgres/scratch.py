@@ -21,6 +21,8 @@ PORT = 5432
 START_SECONDS = 24 * 3600
 
 _LIMIT = re.compile(r"^(max_\w+) setting:\s+(\d+)$", re.MULTILINE)
+_SPELT = {"max_prepared_xacts": "max_prepared_transactions", "max_locks_per_xact": "max_locks_per_transaction"}
+"""pg_controldata's words for two settings."""
 
 # Each of these keeps the copy from acting as the original: archiving over its WAL, draining its
 # subscriptions, answering at its address, loading modules that this host need not have.
@@ -93,7 +95,7 @@ def _settings(data_dir: Path, home: Path, hba: Path, pg_controldata: Path) -> di
 def recorded_limits(data_dir: Path, pg_controldata: Path) -> dict[str, int]:
     """Return the limits that the control file records (``max_prepared_transactions`` guards recovery)."""
     report = process.run([str(pg_controldata), "-D", str(data_dir)], check=False, timeout=60).stdout
-    return {name: int(value) for name, value in _LIMIT.findall(report)}
+    return {_SPELT.get(name, name): int(value) for name, value in _LIMIT.findall(report)}
 
 
 def _tail(log: Path) -> str:

@@ -1,0 +1,234 @@
+"""Compare with what today's scripts do and with what checks nothing, in one run: ``make bench``.
+
+Ratios carry over to other machines, seconds do not. Every contender works on the same server, the same data and
+the same S3 server on this machine, alternating; figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.measure import Measured, measure, median
+from tests.testbed.postgres import PostgresServer
+from tests.testbed.process import as_user, give, short_directory
+from tests.testbed.s3 import VersityGW
+
+BUCKET = "dimagi-bench-postgres-backups"
+MIB = 1 << 20
+
+DATA = """
+CREATE TABLE form_submission AS
+SELECT n AS id, 'district-' || n % 40 AS domain, md5(n::text) AS form_id,
+  timestamptz '2026-01-01' + n * interval '7 seconds' AS received_on,
+  jsonb_build_object('visit', n, 'name', md5((n * 7)::text), 'weight_kg', n % 300 / 10.0, 'muac', n % 23,
+    'gps', format('%s %s 0 0', n % 9973 / 100.0, n % 7919 / 100.0), 'danger_signs', n % 17 = 0,
+    'notes', repeat(substr(md5((n % 1000)::text), 1, 12) || ' ', 12)) AS body
+FROM generate_series(1, {rows}) n;
+CREATE INDEX ON form_submission (form_id);
+CREATE INDEX ON form_submission (domain, received_on);
+CREATE TABLE attachment_meta AS SELECT n AS id, sha256(n::text::bytea) AS digest, n % 9 AS kind
+FROM generate_series(1, {rows} / 4) n;
+VACUUM ANALYZE; CHECKPOINT;
+"""
+BYTES_PER_ROW = 830
+
+
+class Bench:
+    """One server, one bucket, and the contenders."""
+
+    def __init__(self, home: Path, server: PostgresServer, s3: VersityGW) -> None:
+        """Make the directories."""
+        self.home, self.server, self.s3 = home, server, s3
+        self.work = home / "work"
+        self.work.mkdir(mode=0o755)
+        give(self.work, server.os_user)
+
+    def shell(self, *argv: str | Path, stdout: Path | None = None) -> None:
+        """Run a program of a script as the server's user."""
+        out = stdout.open("wb") if stdout else subprocess.DEVNULL
+        subprocess.run([str(a) for a in argv], check=True, stdout=out, cwd="/", **as_user(self.server.os_user))  # noqa: S603
+
+    def basebackup(self, *arguments: str | Path) -> list[str]:
+        """Return the command of a base backup."""
+        program = self.server.client_bin_dir / "pg_basebackup"
+        where = ["-h", str(self.server.socket_dir), "-p", str(self.server.port), "-U", "postgres", "-c", "fast"]
+        return [str(program), *where, *map(str, arguments)]
+
+    def upload_file(self, path: Path, key: str) -> None:
+        """Upload as the scripts do, in a process of its own: ``upload_file`` and nothing compared."""
+        self._script(
+            "import sys, boto3; from botocore.config import Config;"
+            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
+            "config=Config(s3={'addressing_style': 'path'}, request_checksum_calculation='when_required'))"
+            ".upload_file(sys.argv[2], sys.argv[3], sys.argv[4])",
+            self.s3.endpoint, str(path), BUCKET, key,
+        )  # fmt: skip
+
+    def download_file(self, key: str, path: Path) -> None:
+        """Download as the scripts do."""
+        self._script(
+            "import sys, boto3; from botocore.config import Config;"
+            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
+            "config=Config(s3={'addressing_style': 'path'})).download_file(sys.argv[3], sys.argv[4], sys.argv[2])",
+            self.s3.endpoint, str(path), BUCKET, key,
+        )  # fmt: skip
+
+    def _script(self, code: str, *arguments: str) -> None:
+        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, env={**os.environ, **keys})  # noqa: S603
+
+    # Backups
+
+    def scripts(self) -> None:
+        """Do what CommCare's script does in mode plain: copy the cluster, tar and gzip it, upload."""
+        self.shell(*self.basebackup("-D", self.work / "copy", "-Fp", "-X", "stream"))
+        self.shell("tar", "-czf", self.work / "copy.tar.gz", self.work / "copy")
+        shutil.rmtree(self.work / "copy")
+        self.upload_file(self.work / "copy.tar.gz", "scripts.tar.gz")
+
+    def unchecked(self) -> None:
+        """Do the fastest that checks nothing: ``pg_basebackup | zstd -1 -T2``, upload."""
+        path = self.work / "unchecked.tar.zst"
+        dump = subprocess.Popen(  # noqa: S603
+            self.basebackup("-D", "-", "-Ft", "-X", "fetch"),
+            stdout=subprocess.PIPE, cwd="/", **as_user(self.server.os_user),
+        )  # fmt: skip
+        subprocess.run(["zstd", "-q", "-f", "-1", "-T2", "-o", str(path)], stdin=dump.stdout, check=True)  # noqa: S603, S607
+        if dump.wait():
+            raise SystemExit("pg_basebackup failed")
+        self.upload_file(path, "unchecked.tar.zst")
+
+    def ours(self) -> None:
+        """Back up until verified in the bucket."""
+        self.hq_backups("run_backup", "postgres", "--type", "daily", "--no-prune")
+
+    # Restores
+
+    def scripts_restore(self) -> None:
+        """Do what a restore script would: download, untar."""
+        path, tree = self.work / "download.tar.gz", self.work / "tree"
+        self.download_file("scripts.tar.gz", path)
+        tree.mkdir()
+        subprocess.run(["tar", "-xzf", path, "-C", tree], check=True)  # noqa: S603, S607
+
+    def ours_restore(self) -> None:
+        """Restore from the bucket to a server that answers, everything checked."""
+        self.hq_backups(
+            "restore_backup", "postgres", "latest", "--source", "s3", "--noinput", "--confirm-env", "bench"
+        )
+
+    def hq_backups(self, *arguments: str) -> None:
+        """Run a command."""
+        server, s3 = self.server, self.s3
+        environment = {
+            **os.environ,
+            "HQ_BACKUPS_DEPLOY_ENV": "bench",
+            "HQ_BACKUPS_BACKUP_POSTGRES": "plain",
+            "HQ_BACKUPS_POSTGRESQL_BACKUP_DIR": str(self.work / "backups"),
+            "HQ_BACKUPS_POSTGRESQL_DATA_DIR": str(server.data_dir),
+            "HQ_BACKUPS_POSTGRESQL_BIN_DIR": str(server.bin_dir),
+            "HQ_BACKUPS_POSTGRESQL_VERSION": str(server.version),
+            "HQ_BACKUPS_POSTGRESQL_HOST": str(server.socket_dir),
+            "HQ_BACKUPS_POSTGRESQL_PORT": str(server.port),
+            "HQ_BACKUPS_POSTGRES_S3": "true",
+            "HQ_BACKUPS_POSTGRES_SNAPSHOT_BUCKET": BUCKET,
+            "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": s3.access_key,
+            "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": s3.secret_key,
+            "HQ_BACKUPS_AWS_ENDPOINT": s3.endpoint,
+            "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
+        }
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "hq_backups.standalone", *arguments],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+
+    def clean(self) -> None:
+        """Remove what a contender left."""
+        for path in self.work.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.server.data_dir.parent.glob("data.before-*"):
+            shutil.rmtree(path)
+        os.sync()
+
+
+def alternate(
+    bench: Bench, contenders: dict[str, Callable[[], None]], rounds: int, watched: Path
+) -> dict[str, Measured]:
+    """Run the contenders in turns."""
+    runs: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name, work in contenders.items():
+            bench.clean()
+            runs[name].append(measure(work, watched))
+            print(f"  round {turn + 1}  {name:32s} {runs[name][-1].seconds:6.1f} s", flush=True)
+    bench.clean()
+    return {name: median(each) for name, each in runs.items()}
+
+
+def table(title: str, results: dict[str, Measured], size: int, stored: dict[str, int]) -> None:
+    """Print one table, ratios against its first row."""
+    first = next(iter(results.values()))
+    print(f"\n{title}\n{'':34s}{'s':>7s}{'MB/s':>7s}{'ratio':>7s}{'RSS MiB':>9s}{'disk MiB':>10s}{'stored MB':>11s}")
+    for name, m in results.items():
+        print(
+            f"{name:34s}{m.seconds:7.1f}{size / m.seconds / 1e6:7.0f}{first.seconds / m.seconds:7.2f}"
+            f"{m.peak_rss / MIB:9.0f}{m.peak_disk / MIB:10.0f}{stored.get(name, 0) / 1e6:11.0f}"
+        )
+
+
+def main() -> None:
+    """Measure PostgreSQL, mode plain."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=1200, help="size of the data (default 1200)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--version", type=int, default=15)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
+    with short_directory() as home:
+        home.chmod(0o755)
+        for name in ("pg", "s3"):
+            (home / name).mkdir(mode=0o755)
+        server = PostgresServer(options.version, home / "pg")
+        give(home / "pg", server.os_user)
+        with server, VersityGW(home / "s3") as s3:
+            s3.make_bucket(BUCKET, versioned=False)
+            server.psql("CREATE DATABASE commcarehq")
+            server.psql(DATA.format(rows=options.mib * MIB // BYTES_PER_ROW), dbname="commcarehq")
+            size = int(server.psql("SELECT sum(pg_database_size(oid)) FROM pg_database"))
+            print(f"PostgreSQL {options.version}, {size / 1e6:.0f} MB, in page cache; versitygw on loopback")
+            bench = Bench(home, server, s3)
+            backups = alternate(
+                bench,
+                {"scripts": bench.scripts, "pg_basebackup | zstd, unchecked": bench.unchecked, "hq_backups": bench.ours},
+                options.rounds,
+                bench.work,
+            )
+            client = s3.client()
+            objects = {o["Key"]: o["Size"] for o in client.list_objects_v2(Bucket=BUCKET)["Contents"]}
+            stored = {
+                "scripts": objects["scripts.tar.gz"],
+                "pg_basebackup | zstd, unchecked": objects["unchecked.tar.zst"],
+                "hq_backups": max(size for key, size in objects.items() if key.startswith("postgres_")),
+            }
+            table("Backup, until it lies in the bucket", backups, size, stored)
+            restores = alternate(
+                bench,
+                {"scripts (download, untar)": bench.scripts_restore, "hq_backups (serving, checked)": bench.ours_restore},
+                options.rounds,
+                home / "pg",
+            )
+            table("Restore from the bucket", restores, size, {})
+    print("\nRESULT ok run=bench exit=0")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The main job, on real services: a PostgreSQL server backed up to a bucket, lost, and restored.
+
+Starts a real server and an S3 server on free loopback ports, in a directory of its own, and stops them at the
+end. As root the server runs as user postgres, as everywhere; as a normal user as that user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.testbed.postgres import PostgresServer
+from tests.testbed.process import give, short_directory
+from tests.testbed.s3 import MotoServer
+
+COMMAND = [sys.executable, "-m", "hq_backups.standalone"]
+BUCKET = "dimagi-demo-postgres-backups"
+
+ROWS = """
+CREATE TABLE form_submission (
+  id bigserial PRIMARY KEY, domain text NOT NULL, form_id uuid NOT NULL, received_on timestamptz NOT NULL, body jsonb NOT NULL
+);
+INSERT INTO form_submission (domain, form_id, received_on, body)
+SELECT 'district-' || n % 40, gen_random_uuid(), timestamptz '2026-01-01' + n * interval '7 minutes',
+  jsonb_build_object('visit', n, 'name', md5(n::text), 'weight_kg', round((random() * 30 + 2)::numeric, 1),
+    'gps', format('%s %s', random() * 10, random() * 40), 'danger_signs', n % 17 = 0)
+FROM generate_series(1, 20000) n;
+CREATE TABLE case_index (case_id uuid PRIMARY KEY, owner text, opened date, closed boolean, properties jsonb);
+INSERT INTO case_index
+SELECT gen_random_uuid(), 'chw-' || n % 300, date '2025-01-01' + n % 600, n % 5 = 0,
+  jsonb_build_object('mother', md5(n::text), 'edd', date '2026-06-01' + n % 200)
+FROM generate_series(1, 8000) n;
+"""
+FINGERPRINT = """
+SELECT count(*) || ' forms ' || md5(string_agg(f::text, '' ORDER BY id)) FROM form_submission f;
+SELECT count(*) || ' cases ' || md5(string_agg(c::text, '' ORDER BY case_id)) FROM case_index c;
+"""
+
+
+def say(text: str) -> None:
+    """Announce a stage."""
+    print(f"\n== {text}", flush=True)
+
+
+def hq_backups(environment: dict[str, str], *arguments: str) -> None:
+    """Run a command as an operator would; the demo ends when it fails."""
+    print(f"$ hq-backups {' '.join(arguments)}", flush=True)
+    subprocess.run([*COMMAND, *arguments], env=environment, check=True)  # noqa: S603
+
+
+def fill(server: PostgresServer) -> None:
+    """Load some thousands of rows like HQ's, under names that need quoting."""
+    server.psql('CREATE DATABASE commcarehq; CREATE DATABASE "formplayer ""copy"""')
+    server.psql("CREATE ROLE commcarehq LOGIN; CREATE ROLE \"report reader\"")
+    server.psql(ROWS, dbname="commcarehq")
+
+
+def demo(home: Path, server: PostgresServer, s3: MotoServer) -> None:
+    """Back up, list, verify, lose, restore, count."""
+    backups, state = home / "backups", home / "state"
+    for directory in (backups, state):
+        directory.mkdir(mode=0o700)
+    give(backups, server.os_user)
+    environment = {
+        **os.environ,
+        "HQ_BACKUPS_DEPLOY_ENV": "demo",
+        "HQ_BACKUPS_BACKUP_POSTGRES": "plain",
+        "HQ_BACKUPS_POSTGRESQL_BACKUP_DIR": str(backups),
+        "HQ_BACKUPS_POSTGRESQL_DATA_DIR": str(server.data_dir),
+        "HQ_BACKUPS_POSTGRESQL_BIN_DIR": str(server.bin_dir),
+        "HQ_BACKUPS_POSTGRESQL_VERSION": str(server.version),
+        "HQ_BACKUPS_POSTGRESQL_HOST": str(server.socket_dir),
+        "HQ_BACKUPS_POSTGRESQL_PORT": str(server.port),
+        "HQ_BACKUPS_POSTGRES_S3": "true",
+        "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": s3.access_key,
+        "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": s3.secret_key,
+        "HQ_BACKUPS_AWS_ENDPOINT": s3.endpoint,
+        "HQ_BACKUPS_BACKUP_STATE_DIR": str(state),
+    }
+    say("a server with made-up data of a health programme")
+    fill(server)
+    before = server.psql(FINGERPRINT, dbname="commcarehq")
+    print(before)
+    say("back it up, to disk and bucket")
+    hq_backups(environment, "run_backup", "postgres", "--type", "daily")
+    hq_backups(environment, "list_backups")
+    hq_backups(environment, "verify_backup", "latest", "--deep")
+    say(f"lose everything: the server is killed, {server.data_dir} and {backups} are deleted")
+    server.kill()
+    shutil.rmtree(server.data_dir)
+    shutil.rmtree(backups)
+    say("restore it from the bucket")
+    hq_backups(environment, "restore_backup", "postgres", "latest", "--dry-run")
+    began = time.monotonic()
+    hq_backups(environment, "restore_backup", "postgres", "latest", "--noinput", "--confirm-env", "demo")
+    say(f"restored in {time.monotonic() - began:.1f} s; is everything there?")
+    after = server.psql(FINGERPRINT, dbname="commcarehq")
+    print(after)
+    if after != before:
+        raise SystemExit("RESULT failed run=demo exit=1")
+    say("the history")
+    hq_backups(environment, "list_backups", "--sync")
+
+
+def main() -> None:
+    """Run the demo in a directory of its own and clean up."""
+    began = time.monotonic()
+    with short_directory() as home:
+        home.chmod(0o755)
+        server_home, s3_home = home / "pg", home / "s3"
+        for directory in (server_home, s3_home):
+            directory.mkdir(mode=0o755)
+        server = PostgresServer(18, server_home)
+        give(server_home, server.os_user)
+        try:
+            with server, MotoServer(s3_home) as s3:
+                s3.make_bucket(BUCKET, versioned=True)
+                demo(home, server, s3)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"RESULT failed run=demo exit={error.returncode}") from None
+    print(f"\nRESULT ok run=demo exit=0 ({time.monotonic() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The verb backup: one pass from the store to the disk and the bucket, tested, published, pruned.
+
+The order is the promise: stream ended well → file synced → read back → published → last part sent →
+object compared → its manifest → prune. Whatever fails before ``publish`` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from hq_backups.engine import names, space
+from hq_backups.engine.bucket import BucketUpload
+from hq_backups.engine.config import Config, to_plain
+from hq_backups.engine.errors import Exit, HQBackupsError, NotEnoughSpace, UploadFailed
+from hq_backups.engine.events import Events, format_utc, utc_now
+from hq_backups.engine.locks import StoreLock
+from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.prune import prune
+from hq_backups.engine.repository.local import LocalRepository
+from hq_backups.engine.requests import BackupRequest
+from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores.base import Prepared, Store, Stream
+from hq_backups.engine.streams import ArtifactWriter, Digest, ReadBack
+from hq_backups.engine.when import local_time
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt: who, what and when."""
+
+    id: str
+    store: str
+    type: str
+    started: datetime
+    """UTC."""
+    local: datetime
+    """The same moment in the host's time zone, which names and retention go by."""
+
+
+def back_up(config: Config, request: BackupRequest, run_id: str, events: Events) -> Exit:
+    """Make one artifact; raises when nothing came of it, returns UPLOAD_FAILED when only the local copy did."""
+    store = open_store(config, request.store)
+    started = utc_now()
+    run = Run(run_id, store.name, request.type, started, local_time(started, config.timezone))
+    repository = LocalRepository(store.settings.backup_dir)
+    repository.prepare(events)
+    with StoreLock(repository.directory, run.id, "backup"):
+        repository.recover(events)
+        bucket = BucketUpload(store, repository, events) if request.upload and store.settings.s3 else None
+        events.step("prepare", f"asking {store.name} what it holds")
+        prepared = store.prepare(events)
+        _require_space(repository, run, prepared, events)
+        name = names.local_name(
+            store.name, config.env, run.type, run.local, store.mode, config.compression
+        )
+        if bucket is not None:
+            bucket.plan(name, run.id, run.type, run.local, store.mode, prepared.estimate)
+        if request.dry_run:
+            where = f" and {bucket.where}" if bucket is not None else ""
+            events.step("dry-run", f"would write {repository.directory / name}{where}")
+            return Exit.OK
+        manifest = _make(store, prepared, run, name, repository, bucket, events)
+        failure = bucket.finish(manifest) if bucket is not None else None
+        if failure is not None:
+            events.error(UploadFailed(_reason(failure), store=store.name))
+        if request.prune:
+            prune(store, repository, events, extra_days=0 if failure is None else 1)
+        return Exit.OK if failure is None else Exit.UPLOAD_FAILED
+
+
+def _reason(failure: BaseException) -> str:
+    if isinstance(failure, HQBackupsError):
+        return f"{failure.message}. {failure.hint}".strip(". ")
+    return str(failure) or repr(failure)
+
+
+def _make(
+    store: Store,
+    prepared: Prepared,
+    run: Run,
+    name: str,
+    repository: LocalRepository,
+    bucket: BucketUpload | None,
+    events: Events,
+) -> Manifest:
+    """Write, test and publish the artifact; whatever goes wrong, its half is removed."""
+    began = time.monotonic()
+    partial = repository.partial(run.id)
+    try:
+        digest, facts = _write(store, prepared, run, partial, bucket, events)
+        manifest = Manifest(
+            store=store.name,
+            mode=store.mode,
+            type=run.type,
+            env=store.config.env,
+            host=store.config.host,
+            run=run.id,
+            started_at=format_utc(run.started),
+            finished_at=format_utc(utc_now()),
+            local_date=f"{run.local:%Y-%m-%d}",
+            name=name,
+            size=digest.size,
+            sha256=digest.sha256,
+            crc32=f"{digest.crc32:08x}",
+            plain_size=digest.plain_size,
+            plain_sha256=digest.plain_sha256,
+            codec=store.config.compression,
+            source={**prepared.source, **facts},
+            tools=dict(prepared.tools),
+            duration=round(time.monotonic() - began, 3),
+            warnings=list(events.warnings),
+            repository={"kind": "local", "path": str(repository.directory / name)},
+        )
+        events.step("publish", f"{name} is whole: {space.human_bytes(digest.size)}")
+        repository.publish(manifest)
+    except BaseException:
+        if bucket is not None:
+            bucket.abort()
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    events.emit("artifact", manifest=to_plain(manifest), location=dict(manifest.repository))
+    return manifest
+
+
+def _write(
+    store: Store,
+    prepared: Prepared,
+    run: Run,
+    partial: Path,
+    bucket: BucketUpload | None,
+    events: Events,
+) -> tuple[Digest, dict[str, object]]:
+    """Stream the store into ``partial`` while it is read back and uploaded."""
+    events.step("backup", f"reading {store.name}, about {space.human_bytes(prepared.estimate)}")
+    with contextlib.ExitStack() as stack:
+        followers: list[ReadBack | BucketUpload] = []
+
+        def written(size: int) -> None:
+            for follower in followers:
+                follower.advance(size)
+
+        writer = ArtifactWriter(partial, store.config.compression, store.config.compression_level, written)
+        stack.callback(writer.close)
+        read_back = ReadBack(partial, store.config.compression)
+        stack.callback(read_back.close)
+        followers.append(read_back)
+        if bucket is not None:
+            bucket.start(partial)
+            followers.append(bucket)
+        stream = stack.enter_context(store.open_stream(prepared, run.id))
+        total = _copy(stream, writer, prepared, events)
+        facts = dict(stream.finish())
+        writer.finish()
+        events.progress("backup", total, total, final=True)
+        events.step("read-back", "reading the artifact back from disk")
+        return read_back.finish(writer), facts
+
+
+def _copy(stream: Stream, writer: ArtifactWriter, prepared: Prepared, events: Events) -> int:
+    total = 0
+    while True:
+        buffer = writer.buffer()
+        filled = 0
+        # A pipe gives what is in it: fill the buffer, so that few large pieces reach the compressor.
+        with memoryview(buffer) as view:
+            while filled < len(buffer):
+                count = stream.readinto(view[filled:])
+                if not count:
+                    break
+                filled += count
+        total += filled
+        writer.put(buffer, filled)
+        if filled < len(buffer):
+            return total
+        events.progress("backup", total, max(prepared.estimate, total))
+
+
+def _require_space(repository: LocalRepository, run: Run, prepared: Prepared, events: Events) -> None:
+    """Judge by the last artifact's ratio when there is one; else only what is hopeless fails."""
+    last = [
+        a.manifest
+        for a in repository.found()
+        if a.manifest is not None and a.manifest.store == run.store and a.manifest.plain_size
+    ]
+    free = space.free_bytes(repository.directory)
+    if last:
+        newest = max(last, key=lambda m: m.started_at)
+        needed = int(prepared.estimate * newest.size / newest.plain_size * 1.1)
+    else:
+        needed = prepared.estimate // 20
+        if free < prepared.estimate // 3:
+            events.warning(
+                "space",
+                f"{space.human_bytes(free)} are free for a backup of {space.human_bytes(prepared.estimate)}",
+            )
+    if free < needed:
+        raise NotEnoughSpace(
+            path=repository.directory,
+            free=space.human_bytes(free),
+            needed=space.human_bytes(needed),
+            hint="Free space there, or see what may go: prune_backups --dry-run",
+        )

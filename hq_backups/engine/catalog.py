@@ -1,0 +1,260 @@
+"""All artifacts of all repositories, from their manifests: works with no database at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hq_backups.engine import names
+from hq_backups.engine.bucket import open_bucket
+from hq_backups.engine.errors import BackupNotFound, BadManifest, CorruptBackup, PreflightFailed, RepositoryError
+from hq_backups.engine.events import Events, format_utc
+from hq_backups.engine.manifest import Manifest, load_manifest
+from hq_backups.engine.repository.local import LocalArtifact, LocalRepository
+from hq_backups.engine.requests import CatalogRequest, Selection
+from hq_backups.engine.stores.base import Store
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact, wherever it lies."""
+
+    store: str
+    mode: str
+    type: str
+    env: str | None
+    host: str | None
+    taken_at: str
+    """UTC."""
+    name: str
+    size: int
+    sha256: str | None
+    managed: bool
+    verified_at: str | None
+    run: str | None
+    locations: tuple[dict[str, Any], ...]
+    problem: str | None = None
+    manifest: Manifest | None = field(default=None, repr=False)
+
+    @property
+    def good(self) -> bool:
+        """Tell whether it may be chosen as ``latest``."""
+        return self.managed and self.problem is None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the public JSON form."""
+        public = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "manifest"}
+        return {**public, "locations": [dict(place) for place in self.locations]}
+
+
+def entries(store: Store, request: CatalogRequest, events: Events) -> list[Entry]:
+    """Return a store's artifacts, newest first; a bucket that fails is a warning when both were asked for."""
+    found: list[Entry] = []
+    if request.source in ("local", "all"):
+        found += local_entries(store)
+    if request.source == "s3" or request.source == "all" and store.settings.s3:
+        try:
+            found += bucket_entries(store)
+        except RepositoryError as error:
+            if request.source == "s3":
+                raise
+            events.warning("bucket-unread", f"the bucket's backups are not listed: {error.message}. {error.hint}")
+    merged = merge(found)
+    if request.since:
+        merged = [e for e in merged if e.taken_at[:10] >= request.since]
+    return merged
+
+
+def local_entries(store: Store) -> list[Entry]:
+    """Return what lies in the store's backup directory."""
+    repository = LocalRepository(store.settings.backup_dir)
+    try:
+        return [e for a in repository.found() if (e := _local_entry(a, store)) is not None]
+    except PermissionError as error:
+        raise PreflightFailed(
+            f"{repository.directory} cannot be read", hint=f"Run as its owner (sudo -u {store.owner()} …)."
+        ) from error
+
+
+def _local_entry(found: LocalArtifact, store: Store) -> Entry | None:
+    location = {"kind": "local", "path": str(found.path)}
+    if found.manifest is not None:
+        if found.manifest.store != store.name:
+            return None
+        return _managed(found.manifest, location, found.problem, found.verified_at)
+    parsed = names.parse_name(found.path.name)
+    if parsed is None or parsed.store != store.name:
+        return None
+    taken = datetime.fromtimestamp(found.mtime, UTC)
+    return _unmanaged(parsed, found.path.name, found.size, taken, location, found.problem)
+
+
+def bucket_entries(store: Store) -> list[Entry]:
+    """Return what lies in the store's bucket, by its manifests and, without them, by its keys."""
+    bucket = open_bucket(store)
+    prefix = names.PREFIX[store.name]
+    found: list[Entry] = []
+    described: set[tuple[str, str | None]] = set()
+    for each in bucket.list_manifests([prefix]):
+        key = each.key.removesuffix(names.MANIFEST_KEY_SUFFIX)
+        if each.raw is None:
+            continue
+        try:
+            manifest = load_manifest(each.raw, each.key)
+        except BadManifest:
+            continue
+        place = manifest.repository
+        version = place.get("version_id") or None
+        if manifest.store != store.name or place.get("key") != key:
+            continue
+        described.add((key, version))
+        described.add((key, None))
+        location = {"kind": "s3", "bucket": bucket.bucket, "key": key, "version_id": version}
+        found.append(_managed(manifest, location, None, None))
+    objects = list(bucket.list_objects([prefix]))
+    there = {(o.key, o.version_id): o for o in objects} | {(o.key, None): o for o in objects}
+    checked = [_compare(e, there) for e in found]
+    for each in objects:
+        parsed = names.parse_name(each.key.rsplit("/", 1)[-1])
+        if (each.key, each.version_id) in described or parsed is None or parsed.store != store.name:
+            continue
+        if (each.key, None) in described and each.version_id is None:
+            continue
+        location = {"kind": "s3", "bucket": bucket.bucket, "key": each.key, "version_id": each.version_id}
+        checked.append(_unmanaged(parsed, each.key, each.size, each.last_modified, location, None))
+    return checked
+
+
+def _compare(entry: Entry, there: dict[tuple[str, str | None], Any]) -> Entry:
+    """A manifest whose object is gone or has another size is not a good backup."""
+    (place,) = entry.locations
+    stored = there.get((place["key"], place["version_id"]))
+    if stored is None:
+        return replace(entry, problem="its object is not in the bucket")
+    if stored.size != entry.size:
+        return replace(entry, problem=f"its object has {stored.size} bytes, its manifest says {entry.size}")
+    return entry
+
+
+def _managed(m: Manifest, location: dict[str, Any], problem: str | None, verified_at: str | None) -> Entry:
+    return Entry(
+        m.store, m.mode, m.type, m.env, m.host, m.started_at, m.name, m.size, m.sha256, True, verified_at, m.run,
+        (location,), problem, m,
+    )  # fmt: skip
+
+
+def _unmanaged(
+    parsed: names.ParsedName, name: str, size: int, taken: datetime, location: dict[str, Any], problem: str | None
+) -> Entry:
+    return Entry(
+        parsed.store, parsed.mode, parsed.type, parsed.env, None, format_utc(taken), name, size, None, False, None,
+        None, (location,), problem, None,
+    )  # fmt: skip
+
+
+def merge(found: Iterable[Entry]) -> list[Entry]:
+    """Join what is one artifact in several places; newest first."""
+    by_run: dict[tuple[str, str], Entry] = {}
+    rest: list[Entry] = []
+    for entry in found:
+        if entry.run is None:
+            rest.append(entry)
+            continue
+        known = by_run.get((entry.run, entry.sha256 or ""))
+        if known is None:
+            by_run[entry.run, entry.sha256 or ""] = entry
+            continue
+        # A damaged copy does not make the other one bad: it is listed by itself.
+        if (known.problem is None) != (entry.problem is None):
+            rest.append(entry)
+            continue
+        by_run[entry.run, entry.sha256 or ""] = replace(
+            known, locations=known.locations + entry.locations, verified_at=known.verified_at or entry.verified_at
+        )
+    return sorted([*by_run.values(), *rest], key=lambda e: e.taken_at, reverse=True)
+
+
+def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, dict[str, Any]]:
+    """Find the artifact that is meant, and the place to read it from; raises BackupNotFound."""
+    if "/" in selection.name and Path(selection.name).is_absolute():
+        return _by_path(store, Path(selection.name))
+    source = selection.source or "all"
+    request = CatalogRequest((store.name,), source)
+    # A name on this disk needs no bucket; `latest` without a source looks everywhere.
+    known = entries(store, request, events)
+    if selection.name == "latest":
+        entry = _latest(store, selection, known)
+    else:
+        entry = _named(store, selection, known)
+    places = [p for p in entry.locations if selection.source in (None, p["kind"])]
+    if selection.version_id is not None:
+        places = [p for p in places if p.get("version_id") == selection.version_id]
+    places.sort(key=lambda p: p["kind"] != "local")
+    return entry, places[0]
+
+
+def _by_path(store: Store, path: Path) -> tuple[Entry, dict[str, Any]]:
+    if not path.is_file():
+        raise BackupNotFound(name=path, store=store.name, near="")
+    found = LocalRepository(path.parent).found()
+    entry = next((e for a in found if a.path == path and (e := _local_entry(a, store)) is not None), None)
+    if entry is None:
+        raise BadManifest("it has no manifest and its name says nothing", name=path)
+    return entry, entry.locations[0]
+
+
+def _latest(store: Store, selection: Selection, known: list[Entry]) -> Entry:
+    env = store.config.env
+    good = [e for e in known if e.good and e.env == env and selection.host in (None, e.host)]
+    if not good:
+        bad = next((e for e in known if e.managed and e.env == env), None)
+        near = f": the newest one, {bad.name}, is not good ({bad.problem})" if bad and bad.problem else ""
+        raise BackupNotFound(name="latest", store=store.name, near=near)
+    hosts = sorted({e.host for e in good if e.host is not None})
+    if len(hosts) > 1:
+        raise PreflightFailed(
+            f"several hosts have backups of {store.name}: {', '.join(hosts)}", hint=f"Choose one: --host {hosts[0]}"
+        )
+    return good[0]
+
+
+def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
+    wanted = selection.name
+
+    def fits(entry: Entry) -> bool:
+        keys = {p.get("key") for p in entry.locations}
+        versions = {p.get("version_id") for p in entry.locations}
+        return (
+            wanted in ({entry.name, entry.run} | keys)
+            and selection.host in (None, entry.host)
+            and (selection.version_id is None or selection.version_id in versions)
+        )
+
+    fitting = [e for e in known if fits(e)]
+    good = [e for e in fitting if e.problem is None]
+    if good:
+        hosts = sorted({e.host for e in good if e.host is not None})
+        if len(hosts) > 1:
+            raise PreflightFailed(
+                f"several hosts have a backup {wanted}: {', '.join(hosts)}", hint=f"Choose one: --host {hosts[0]}"
+            )
+        return good[0]
+    if fitting:
+        raise CorruptBackup(str(fitting[0].problem), name=wanted)
+    candidates = [n for e in known for n in (e.name, e.run) if n]
+    near = get_close_matches(wanted, candidates, n=3, cutoff=0.5)
+    raise BackupNotFound(name=wanted, store=store.name, near=f"; near: {', '.join(near)}" if near else "")
+
+
+def good_local(store: Store) -> Iterator[tuple[LocalArtifact, Manifest]]:
+    """Yield the good, managed artifacts of the backup directory, oldest first."""
+    found = [
+        (a, a.manifest)
+        for a in LocalRepository(store.settings.backup_dir).found()
+        if a.manifest is not None and a.problem is None and a.manifest.store == store.name
+    ]
+    yield from sorted(found, key=lambda pair: pair[1].started_at)

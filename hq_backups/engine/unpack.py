@@ -1,0 +1,26 @@
+"""A restore's data work: an artifact unpacked into an empty directory, every byte checked."""
+
+from __future__ import annotations
+
+import json
+
+from hq_backups.engine.config import Config
+from hq_backups.engine.errors import Exit
+from hq_backups.engine.events import Events
+from hq_backups.engine.manifest import load_manifest
+from hq_backups.engine.requests import UnpackRequest
+from hq_backups.engine.source import compare, opened
+from hq_backups.engine.stores import open_store
+
+
+def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
+    """Unpack, compare with the manifest, let the store check its tree; raises CorruptBackup."""
+    manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
+    store = open_store(config, manifest.store, manifest.mode)
+    with opened(store, request.location, manifest, manifest.name, events) as plain:
+        store.unpack(plain, request.target, events)
+        digest = plain.digest()
+    compare(digest, manifest)
+    events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
+    store.check_unpacked(request.target, manifest, events)
+    return Exit.OK

@@ -1,0 +1,62 @@
+"""The verb upload: sends the finished local artifacts that the bucket still lacks."""
+
+from __future__ import annotations
+
+from hq_backups.engine.bucket import BucketUpload, open_bucket
+from hq_backups.engine.catalog import bucket_entries, good_local
+from hq_backups.engine.config import Config
+from hq_backups.engine.errors import CorruptBackup, Exit, UploadFailed
+from hq_backups.engine.events import Events
+from hq_backups.engine.locks import StoreLock
+from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.repository.local import LocalRepository, file_sha256
+from hq_backups.engine.requests import UploadRequest
+from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores.base import Store
+from hq_backups.engine.when import local_time
+
+
+def upload(config: Config, request: UploadRequest, run_id: str, events: Events) -> Exit:
+    """Send what is missing, oldest first; raises UploadFailed at the first that does not arrive."""
+    store = open_store(config, request.store)
+    repository = LocalRepository(store.settings.backup_dir)
+    open_bucket(store).probe()
+    repository.prepare(events)
+    with StoreLock(repository.directory, run_id, "upload"):
+        repository.recover(events)
+        return send_missing(store, repository, events)
+
+
+def send_missing(store: Store, repository: LocalRepository, events: Events, *, but: str | None = None) -> Exit:
+    """Send every good local artifact that the bucket lacks, except that of the run ``but``. Under the lock."""
+    there = {e.run: e for e in bucket_entries(store) if e.problem is None}
+    newest: dict[str, str] = {}
+    for entry in there.values():
+        if entry.host == store.config.host:
+            newest[entry.type] = max(newest.get(entry.type, ""), entry.taken_at)
+    sent = 0
+    for found, manifest in good_local(store):
+        if manifest.run in there or manifest.run == but:
+            continue
+        bucket = BucketUpload(store, repository, events)
+        local = local_time(manifest.taken_at, store.config.timezone)
+        bucket.plan(manifest.name, manifest.run, manifest.type, local, manifest.mode, manifest.size)
+        if bucket.fixed and newest.get(manifest.type, "") > manifest.started_at:
+            events.step("upload", f"{manifest.name} stays here: a newer {manifest.type} one is in the bucket")
+            continue
+        _send(bucket, repository, manifest, events)
+        sent += 1
+    events.step("upload", f"{sent} sent" if sent else "the bucket has everything")
+    return Exit.OK
+
+
+def _send(bucket: BucketUpload, repository: LocalRepository, manifest: Manifest, events: Events) -> None:
+    path = repository.directory / manifest.name
+    events.step("upload", f"sending {manifest.name} to {bucket.where}")
+    # Never send what could no longer be restored.
+    if file_sha256(path) != manifest.sha256:
+        raise CorruptBackup("its sha256 is not the recorded one", name=manifest.name)
+    bucket.start(path)
+    bucket.advance(manifest.size)
+    if (failure := bucket.finish(manifest)) is not None:
+        raise UploadFailed(getattr(failure, "message", str(failure)), store=manifest.store) from failure

@@ -1,0 +1,90 @@
+"""The verb verify: an artifact is read to its end and checked; deep: a server is started on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from hq_backups.engine import space
+from hq_backups.engine.catalog import select
+from hq_backups.engine.config import Config
+from hq_backups.engine.errors import Exit, Locked, PreflightFailed
+from hq_backups.engine.events import Events, format_utc, utc_now
+from hq_backups.engine.locks import FileLock
+from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.repository.local import LocalRepository
+from hq_backups.engine.requests import VerifyRequest
+from hq_backups.engine.source import compare, opened
+from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores.base import Store
+
+SCRATCH = ".verify-"
+
+
+def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) -> Exit:
+    """Verify one artifact; raises CorruptBackup and says what is wrong."""
+    store = open_store(config, request.selection.store)
+    entry, location = select(store, request.selection, events)
+    manifest = entry.manifest
+    if manifest is not None:
+        store = open_store(config, manifest.store, manifest.mode)
+    events.step("verify", f"reading {entry.name} from {location.get('path') or location.get('key')}")
+    if request.deep:
+        if manifest is None:
+            raise PreflightFailed(f"{entry.name} has no manifest: it can be verified without --deep only")
+        _deep(store, manifest, dict(location), run_id, events)
+    else:
+        with opened(store, location, manifest, entry.name, events) as plain:
+            facts = store.walk(plain, events)
+            digest = plain.digest()
+        if manifest is not None:
+            compare(digest, manifest)
+        events.emit("check", name="archive", ok=True, message=f"{facts.get('members')} members, whole to the end")
+    if manifest is None:
+        events.warning("no-manifest", f"{entry.name} has no manifest: it could be compared with nothing")
+    else:
+        events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
+        if location["kind"] == "local":
+            with contextlib.suppress(OSError):
+                repository = LocalRepository(Path(location["path"]).parent)
+                repository.record_verified(manifest.name, manifest.sha256, format_utc(utc_now()), deep=request.deep)
+    events.emit("verified", store=store.name, verified_run=entry.run, name=entry.name, deep=request.deep)
+    return Exit.OK
+
+
+def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id: str, events: Events) -> None:
+    repository = LocalRepository(store.settings.backup_dir)
+    repository.prepare(events)
+    clean_scratch(store, repository, events)
+    needed = int(manifest.plain_size * 1.1) + (64 << 20)
+    space.require(repository.directory, needed, "the unpacked copy", "Verify without --deep, or free space there.")
+    scratch = repository.directory / f"{SCRATCH}{run_id}"
+    with FileLock(repository.directory / f"{SCRATCH}{run_id}.lock", run_id, "verify"):
+        tree = scratch / "data"
+        scratch.mkdir(mode=0o700)
+        try:
+            tree.mkdir(mode=0o700)
+            with opened(store, location, manifest, manifest.name, events) as plain:
+                store.unpack(plain, tree, events)
+                compare(plain.digest(), manifest)
+            store.check_unpacked(tree, manifest, events)
+            events.step("deep", "starting a server of our own on the unpacked copy")
+            store.deep_check(tree, manifest, events)
+        finally:
+            store.clean_scratch(tree)
+            shutil.rmtree(scratch, ignore_errors=True)
+            (repository.directory / f"{SCRATCH}{run_id}.lock").unlink(missing_ok=True)
+
+
+def clean_scratch(store: Store, repository: LocalRepository, events: Events) -> None:
+    """Remove the scratch trees of runs that were killed; one that is in use is left alone."""
+    for scratch in sorted(repository.directory.glob(f"{SCRATCH}*")):
+        if scratch.suffix == ".lock" or not scratch.is_dir():
+            continue
+        lock = repository.directory / f"{scratch.name}.lock"
+        with contextlib.suppress(Locked), FileLock(lock, scratch.name, "clean"):
+            store.clean_scratch(scratch / "data")
+            shutil.rmtree(scratch, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            events.step("recover", f"removed {scratch.name}, left by a verify that died")
