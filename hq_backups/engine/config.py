@@ -67,7 +67,7 @@ class StoreConfig:
     """Who the engine runs as; None means the owner of ``data_dir``."""
     stop_command: tuple[str, ...] | None = None
     start_command: tuple[str, ...] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
