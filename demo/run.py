@@ -56,8 +56,9 @@ def hq_backups(environment: dict[str, str], *arguments: str) -> None:
 
 def fill(server: PostgresServer) -> None:
     """Load some thousands of rows like HQ's, under names that need quoting."""
-    server.psql('CREATE DATABASE commcarehq; CREATE DATABASE "formplayer ""copy"""')
-    server.psql("CREATE ROLE commcarehq LOGIN; CREATE ROLE \"report reader\"")
+    for database in ("commcarehq", '"formplayer ""copy"""'):
+        server.psql(f"CREATE DATABASE {database}")
+    server.psql('CREATE ROLE commcarehq LOGIN; CREATE ROLE "report reader"')
     server.psql(ROWS, dbname="commcarehq")
 
 

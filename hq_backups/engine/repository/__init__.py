@@ -1,0 +1,1 @@
+"""Where artifacts lie: a local directory, a bucket."""

@@ -1,0 +1,86 @@
+"""A boto3 client for AWS and for any other S3 service, with waits that end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from boto3.session import Session
+from botocore.config import Config as BotoConfig
+
+from hq_backups.engine.config import S3Config
+from hq_backups.engine.errors import ConfigurationError
+from hq_backups.engine.repository.s3_errors import explained
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["Network", "explained", "is_aws", "make_client"]
+
+SIGNING_REGION = "us-east-1"
+"""What botocore signs with when a service that is not AWS has no region set."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How long to wait, and how often to try; all in seconds."""
+
+    connect: float = 10.0
+    """Also bounds each wait while a request's body is sent on a new connection."""
+    read: float = 60.0
+    attempts: int = 3
+    """Of one small request."""
+    patience: float = 600.0
+    """For how long one part or range is tried again while nothing gets through."""
+    commit: float = 900.0
+    """For the answer that completes an upload: some services join the parts before they answer."""
+
+
+def is_aws(endpoint: str | None) -> bool:
+    """Tell whether an endpoint is AWS itself."""
+    if endpoint is None:
+        return True
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def make_client(
+    config: S3Config,
+    network: Network | None = None,
+    *,
+    attempts: int | None = None,
+    read: float | None = None,
+) -> S3Client:
+    """Return a client of its own session; safe to share between threads."""
+    network = network or Network()
+    aws = is_aws(config.endpoint)
+    options: dict[str, Any] = {
+        "connect_timeout": network.connect,
+        "read_timeout": network.read if read is None else read,
+        "retries": {"mode": "standard", "total_max_attempts": attempts or network.attempts},
+        "tcp_keepalive": True,
+        "max_pool_connections": 10,
+        # Every upload here carries its own checksum as a plain header: no trailers, which older services
+        # store inside the object.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "user_agent_extra": "hq_backups",
+    }
+    if not aws:
+        options["s3"] = {"addressing_style": "path"}
+    try:
+        client: S3Client = Session().client(
+            "s3",
+            endpoint_url=config.endpoint,
+            region_name=config.region or (None if aws else SIGNING_REGION),
+            aws_access_key_id=config.access_key,
+            aws_secret_access_key=config.secret_key,
+            config=BotoConfig(**options),
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"S3 cannot be used with these settings: {error}",
+            hint="See aws_endpoint and aws_region: list_backups --config",
+        ) from error
+    return client
