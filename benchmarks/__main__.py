@@ -35,7 +35,6 @@ CREATE INDEX ON form_submission (form_id);
 CREATE INDEX ON form_submission (domain, received_on);
 CREATE TABLE attachment_meta AS SELECT n AS id, sha256(n::text::bytea) AS digest, n % 9 AS kind
 FROM generate_series(1, {rows} / 4) n;
-VACUUM ANALYZE; CHECKPOINT;
 """
 BYTES_PER_ROW = 830
 
@@ -203,6 +202,8 @@ def main() -> None:
             s3.make_bucket(BUCKET, versioned=False)
             server.psql("CREATE DATABASE commcarehq")
             server.psql(DATA.format(rows=options.mib * MIB // BYTES_PER_ROW), dbname="commcarehq")
+            server.psql("VACUUM ANALYZE", dbname="commcarehq")
+            server.psql("CHECKPOINT")
             size = int(server.psql("SELECT sum(pg_database_size(oid)) FROM pg_database"))
             print(f"PostgreSQL {options.version}, {size / 1e6:.0f} MB, in page cache; versitygw on loopback")
             bench = Bench(home, server, s3)

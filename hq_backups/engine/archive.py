@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.streams import PlainReader, write_all
 
 BLOCK = tarfile.BLOCKSIZE
+WRITE_BACK = 16 << 20
 
 
 def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
@@ -51,7 +52,7 @@ def safe_path(member: tarfile.TarInfo, archive: str, strip: tuple[str, ...] = ()
     return PurePosixPath(*parts) if parts else None
 
 
-def extract(plain: PlainReader, target: Path, *, on_progress: Callable[[int], None] | None = None) -> int:
+def extract(plain: PlainReader, target: Path) -> int:
     """Unpack regular files and directories into the empty directory ``target``; return how many files.
 
     Owners are the caller's; modes are kept, without set-id and world bits. Raises UnsafeArchive, CorruptBackup
@@ -72,8 +73,6 @@ def extract(plain: PlainReader, target: Path, *, on_progress: Callable[[int], No
             count += 1
         else:
             raise UnsafeArchive(f"{member.name!r} is neither file nor directory", name=plain.name)
-        if on_progress is not None:
-            on_progress(plain.tell())
     return count
 
 
@@ -98,8 +97,14 @@ def _write_file(plain: PlainReader, member: tarfile.TarInfo, path: Path) -> None
     try:
         # Not left to the umask: a cluster with group access must keep it.
         os.fchmod(fd, 0o600 | member.mode & 0o070)
+        unsent, position = 0, 0
         for piece in plain.pieces(member.size):
             write_all(fd, piece, path)
+            unsent += len(piece)
+            if unsent >= WRITE_BACK:
+                # Begins to write those pages to disk, and returns at once (Linux: mm/fadvise.c).
+                os.posix_fadvise(fd, position, unsent, os.POSIX_FADV_DONTNEED)
+                position, unsent = position + unsent, 0
     finally:
         os.close(fd)
 

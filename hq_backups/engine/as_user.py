@@ -30,7 +30,7 @@ def run_as(job: Job, user: str, events: Events) -> None:
                     ended = True
                 elif event.kind == "warning":
                     events.warning(str(event.data["code"]), str(event.data["message"]))
-                else:
+                elif event.kind != "started":
                     events.emit(event.kind, **event.data)
         except HQBackupsError:
             # Its exit status says again what its error event said.

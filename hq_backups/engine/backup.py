@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,15 +51,14 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
     repository.prepare(events)
     with StoreLock(repository.directory, run.id, "backup"):
         repository.recover(events)
-        bucket = BucketUpload(store, repository, events) if request.upload and store.settings.s3 else None
+        name = names.local_name(store.name, config.env, run.type, run.local, store.mode, config.compression)
         events.step("prepare", f"asking {store.name} what it holds")
-        prepared = store.prepare(events)
+        # The bucket is asked meanwhile: both answer from elsewhere.
+        with ThreadPoolExecutor(1, "hqb-bucket") as pool:
+            opening = pool.submit(_open_bucket, store, run, name, repository, events) if request.upload else None
+            prepared = store.prepare(events)
+            bucket = opening.result() if opening is not None else None
         _require_space(repository, run, prepared, events)
-        name = names.local_name(
-            store.name, config.env, run.type, run.local, store.mode, config.compression
-        )
-        if bucket is not None:
-            bucket.plan(name, run.id, run.type, run.local, store.mode, prepared.estimate)
         if request.dry_run:
             where = f" and {bucket.where}" if bucket is not None else ""
             events.step("dry-run", f"would write {repository.directory / name}{where}")
@@ -70,6 +70,17 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         if request.prune:
             prune(store, repository, events, extra_days=0 if failure is None else 1)
         return Exit.OK if failure is None else Exit.UPLOAD_FAILED
+
+
+def _open_bucket(
+    store: Store, run: Run, name: str, repository: LocalRepository, events: Events
+) -> BucketUpload | None:
+    """Open the store's bucket, if it has one, and choose the key; raises ForeignObject."""
+    if not store.settings.s3:
+        return None
+    bucket = BucketUpload(store, repository, events)
+    bucket.plan(name, run.id, run.type, run.local, store.mode)
+    return bucket
 
 
 def _reason(failure: BaseException) -> str:
@@ -150,7 +161,7 @@ def _write(
         stack.callback(read_back.close)
         followers.append(read_back)
         if bucket is not None:
-            bucket.start(partial)
+            bucket.start(partial, prepared.estimate)
             followers.append(bucket)
         stream = stack.enter_context(store.open_stream(prepared, run.id))
         total = _copy(stream, writer, prepared, events)

@@ -46,7 +46,6 @@ class BucketUpload:
         self._plan: KeyPlan | None = None
         self._upload: FollowingUpload | None = None
         self._run = ""
-        self._estimate: int | None = None
         self._bucket: S3Repository | None = None
         try:
             self._bucket = open_bucket(store)
@@ -72,9 +71,9 @@ class BucketUpload:
         """Tell whether the planned key is the one per type and host."""
         return self._plan is not None and self._plan.fixed
 
-    def plan(self, name: str, run: str, type_: str, local: datetime, mode: str, estimate: int | None) -> None:
+    def plan(self, name: str, run: str, type_: str, local: datetime, mode: str) -> None:
         """Choose the key; raises ForeignObject when it is not ours to write."""
-        self._run, self._estimate = run, estimate
+        self._run = run
         if self._failure is not None or self._bucket is None:
             return
         config = self._store.config
@@ -100,8 +99,8 @@ class BucketUpload:
         for code, message in self._plan.warnings:
             self._events.warning(code, message)
 
-    def start(self, path: Path) -> None:
-        """Begin to send ``path``, which may still grow."""
+    def start(self, path: Path, size_hint: int) -> None:
+        """Begin to send ``path``, which may still grow, to about ``size_hint`` bytes."""
         if self._failure is not None or self._bucket is None or self._plan is None or self._plan.adopt is not None:
             return
         key, bucket = self._plan.key, self._bucket.bucket
@@ -111,7 +110,7 @@ class BucketUpload:
             self._bucket,
             key,
             path,
-            size_hint=self._estimate,
+            size_hint=size_hint,
             metadata={RUN_METADATA: self._run},
             limit=self._store.config.s3.upload_limit if self._store.config.s3 else None,
             on_progress=lambda sent: self._events.progress("upload", sent),

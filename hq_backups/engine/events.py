@@ -25,6 +25,7 @@ result     ok, exit, store, seconds; the last event of a run
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -90,10 +91,12 @@ class Events:
         self.run = run
         self.warnings: list[str] = []
         self._last_progress: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def emit(self, kind: str, **data: Any) -> None:
-        """Send one event."""
-        self.sink(Event(kind, data, self.run))
+        """Send one event; may be called from any thread."""
+        with self._lock:
+            self.sink(Event(kind, data, self.run))
 
     def step(self, name: str, message: str) -> None:
         """Say that a stage begins."""

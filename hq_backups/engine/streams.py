@@ -28,6 +28,9 @@ DEPTH = 8
 """Chunks in flight between two threads: what bounds memory."""
 
 
+SYNC_EVERY = 64 << 20
+
+
 class Readable(Protocol):
     """Something with stored bytes."""
 
@@ -185,6 +188,9 @@ class GrowingFile:
         if wanted == 0:
             return b""
         data = os.pread(self._fd, wanted, self._position)
+        if self._position // SYNC_EVERY != (self._position + len(data)) // SYNC_EVERY:
+            # A disk that keeps up is not waited for at the end.
+            os.fdatasync(self._fd)
         if not data:
             raise ReadBackFailed(f"it ends at byte {self._position}, {self._available} were written", path=self.path)
         self._position += len(data)

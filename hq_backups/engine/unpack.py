@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import Exit
@@ -22,5 +24,8 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
         digest = plain.digest()
     compare(digest, manifest)
     events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
-    store.check_unpacked(request.target, manifest, events)
+    # The new files must be on disk before the old ones are set aside: begun here, it costs no downtime.
+    with ThreadPoolExecutor(1, "hqb-sync") as pool:
+        pool.submit(os.sync)
+        store.check_unpacked(request.target, manifest, events)
     return Exit.OK

@@ -40,7 +40,7 @@ def send_missing(store: Store, repository: LocalRepository, events: Events, *, b
             continue
         bucket = BucketUpload(store, repository, events)
         local = local_time(manifest.taken_at, store.config.timezone)
-        bucket.plan(manifest.name, manifest.run, manifest.type, local, manifest.mode, manifest.size)
+        bucket.plan(manifest.name, manifest.run, manifest.type, local, manifest.mode)
         if bucket.fixed and newest.get(manifest.type, "") > manifest.started_at:
             events.step("upload", f"{manifest.name} stays here: a newer {manifest.type} one is in the bucket")
             continue
@@ -56,7 +56,7 @@ def _send(bucket: BucketUpload, repository: LocalRepository, manifest: Manifest,
     # Never send what could no longer be restored.
     if file_sha256(path) != manifest.sha256:
         raise CorruptBackup("its sha256 is not the recorded one", name=manifest.name)
-    bucket.start(path)
+    bucket.start(path, manifest.size)
     bucket.advance(manifest.size)
     if (failure := bucket.finish(manifest)) is not None:
         raise UploadFailed(getattr(failure, "message", str(failure)), store=manifest.store) from failure

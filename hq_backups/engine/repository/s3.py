@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -45,17 +44,25 @@ class S3Repository:
         self._fallback = fallback
         self._chosen: str | None = None if fallback else bucket
         self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._clients: dict[tuple[int, float], S3Client] = {}
 
-    @cached_property
+    @property
     def client(self) -> S3Client:
-        """Return the client for small requests."""
-        return make_client(self.config, self.network)
+        """Return the client for small requests, shared by all threads."""
+        return self._client(self.network.attempts, self.network.read)
 
     def one_try_client(self, read: float | None = None) -> S3Client:
-        """Return a client that leaves trying again to its caller."""
-        client = make_client(self.config, self.network, attempts=1, read=read)
-        client.meta.events.register_last("request-created.s3", mark_sending)
-        return client
+        """Return a client that leaves trying again to its caller, shared by all threads."""
+        return self._client(1, self.network.read if read is None else read)
+
+    def _client(self, attempts: int, read: float) -> S3Client:
+        with self._making:
+            if (attempts, read) not in self._clients:
+                client = make_client(self.config, self.network, attempts=attempts, read=read)
+                client.meta.events.register_last("request-created.s3", mark_sending)
+                self._clients[attempts, read] = client
+            return self._clients[attempts, read]
 
     @property
     def bucket(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 READERS = 6
 """Manifests read at once."""
+PAGE = 1000
 SMALL = 1 << 20
 """Larger manifests are read one at a time, so that memory stays small."""
 
@@ -96,7 +97,7 @@ def _pages(
     bucket = repo.bucket
     with repo.explained():
         paginator: Any = repo.client.get_paginator(operation)
-        for page in paginator.paginate(Bucket=bucket, Prefix=prefix):
+        for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE}):
             for item in page.get(field, ()):
                 yield _object(bucket, item)
 

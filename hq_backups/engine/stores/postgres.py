@@ -148,7 +148,7 @@ class PostgresPlain(Store):
 
     def unpack(self, plain: PlainReader, target: Path, events: Events) -> None:
         """Unpack the cluster's files."""
-        archive.extract(plain, target, on_progress=lambda done: events.progress("unpack", done))
+        archive.extract(plain, target)
 
     def check_unpacked(self, target: Path, manifest: Manifest, events: Events) -> None:
         """Run pg_verifybackup, then remove what would make this a standby of the old primary."""
