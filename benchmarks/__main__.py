@@ -52,12 +52,23 @@ class Bench:
     def shell(self, *argv: str | Path, stdout: Path | None = None) -> None:
         """Run a program of a script as the server's user."""
         out = stdout.open("wb") if stdout else subprocess.DEVNULL
-        subprocess.run([str(a) for a in argv], check=True, stdout=out, cwd="/", **as_user(self.server.os_user))  # noqa: S603
+        subprocess.run(
+            [str(a) for a in argv], check=True, stdout=out, cwd="/", **as_user(self.server.os_user)
+        )
 
     def basebackup(self, *arguments: str | Path) -> list[str]:
         """Return the command of a base backup."""
         program = self.server.client_bin_dir / "pg_basebackup"
-        where = ["-h", str(self.server.socket_dir), "-p", str(self.server.port), "-U", "postgres", "-c", "fast"]
+        where = [
+            "-h",
+            str(self.server.socket_dir),
+            "-p",
+            str(self.server.port),
+            "-U",
+            "postgres",
+            "-c",
+            "fast",
+        ]
         return [str(program), *where, *map(str, arguments)]
 
     def upload_file(self, path: Path, key: str) -> None:
@@ -81,7 +92,7 @@ class Bench:
 
     def _script(self, code: str, *arguments: str) -> None:
         keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, env={**os.environ, **keys})  # noqa: S603
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, env={**os.environ, **keys})
 
     # Backups
 
@@ -95,11 +106,11 @@ class Bench:
     def unchecked(self) -> None:
         """Do the fastest that checks nothing: ``pg_basebackup | zstd -1 -T2``, upload."""
         path = self.work / "unchecked.tar.zst"
-        dump = subprocess.Popen(  # noqa: S603
+        dump = subprocess.Popen(
             self.basebackup("-D", "-", "-Ft", "-X", "fetch"),
             stdout=subprocess.PIPE, cwd="/", **as_user(self.server.os_user),
         )  # fmt: skip
-        subprocess.run(["zstd", "-q", "-f", "-1", "-T2", "-o", str(path)], stdin=dump.stdout, check=True)  # noqa: S603, S607
+        subprocess.run(["zstd", "-q", "-f", "-1", "-T2", "-o", str(path)], stdin=dump.stdout, check=True)
         if dump.wait():
             raise SystemExit("pg_basebackup failed")
         self.upload_file(path, "unchecked.tar.zst")
@@ -115,7 +126,7 @@ class Bench:
         path, tree = self.work / "download.tar.gz", self.work / "tree"
         self.download_file("scripts.tar.gz", path)
         tree.mkdir()
-        subprocess.run(["tar", "-xzf", path, "-C", tree], check=True)  # noqa: S603, S607
+        subprocess.run(["tar", "-xzf", path, "-C", tree], check=True)
 
     def ours_restore(self) -> None:
         """Restore from the bucket to a server that answers, everything checked."""
@@ -143,7 +154,7 @@ class Bench:
             "HQ_BACKUPS_AWS_ENDPOINT": s3.endpoint,
             "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
         }
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [sys.executable, "-m", "hq_backups.standalone", *arguments],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -176,7 +187,9 @@ def alternate(
 def table(title: str, results: dict[str, Measured], size: int, stored: dict[str, int]) -> None:
     """Print one table, ratios against its first row."""
     first = next(iter(results.values()))
-    print(f"\n{title}\n{'':34s}{'s':>7s}{'MB/s':>7s}{'ratio':>7s}{'RSS MiB':>9s}{'disk MiB':>10s}{'stored MB':>11s}")
+    print(
+        f"\n{title}\n{'':34s}{'s':>7s}{'MB/s':>7s}{'ratio':>7s}{'RSS MiB':>9s}{'disk MiB':>10s}{'stored MB':>11s}"
+    )
     for name, m in results.items():
         print(
             f"{name:34s}{m.seconds:7.1f}{size / m.seconds / 1e6:7.0f}{first.seconds / m.seconds:7.2f}"
@@ -209,7 +222,11 @@ def main() -> None:
             bench = Bench(home, server, s3)
             backups = alternate(
                 bench,
-                {"scripts": bench.scripts, "pg_basebackup | zstd, unchecked": bench.unchecked, "hq_backups": bench.ours},
+                {
+                    "scripts": bench.scripts,
+                    "pg_basebackup | zstd, unchecked": bench.unchecked,
+                    "hq_backups": bench.ours,
+                },
                 options.rounds,
                 bench.work,
             )
@@ -223,7 +240,10 @@ def main() -> None:
             table("Backup, until it lies in the bucket", backups, size, stored)
             restores = alternate(
                 bench,
-                {"scripts (download, untar)": bench.scripts_restore, "hq_backups (serving, checked)": bench.ours_restore},
+                {
+                    "scripts (download, untar)": bench.scripts_restore,
+                    "hq_backups (serving, checked)": bench.ours_restore,
+                },
                 options.rounds,
                 home / "pg",
             )

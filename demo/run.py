@@ -24,7 +24,8 @@ BUCKET = "dimagi-demo-postgres-backups"
 
 ROWS = """
 CREATE TABLE form_submission (
-  id bigserial PRIMARY KEY, domain text NOT NULL, form_id uuid NOT NULL, received_on timestamptz NOT NULL, body jsonb NOT NULL
+  id bigserial PRIMARY KEY, domain text NOT NULL, form_id uuid NOT NULL, received_on timestamptz NOT NULL,
+  body jsonb NOT NULL
 );
 INSERT INTO form_submission (domain, form_id, received_on, body)
 SELECT 'district-' || n % 40, gen_random_uuid(), timestamptz '2026-01-01' + n * interval '7 minutes',
@@ -51,7 +52,7 @@ def say(text: str) -> None:
 def hq_backups(environment: dict[str, str], *arguments: str) -> None:
     """Run a command as an operator would; the demo ends when it fails."""
     print(f"$ hq-backups {' '.join(arguments)}", flush=True)
-    subprocess.run([*COMMAND, *arguments], env=environment, check=True)  # noqa: S603
+    subprocess.run([*COMMAND, *arguments], env=environment, check=True)
 
 
 def fill(server: PostgresServer) -> None:

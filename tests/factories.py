@@ -9,7 +9,9 @@ from typing import Any
 from hq_backups.engine.manifest import Manifest
 
 
-def manifest(name: str = "postgres_prod_daily_2026_11_22.tar.gz", content: bytes = b"content", **changes: Any) -> Manifest:
+def manifest(
+    name: str = "postgres_prod_daily_2026_11_22.tar.gz", content: bytes = b"content", **changes: Any
+) -> Manifest:
     """Return the manifest of an artifact with ``content``."""
     sha = hashlib.sha256(content).hexdigest()
     facts: dict[str, Any] = {

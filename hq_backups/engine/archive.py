@@ -140,8 +140,7 @@ class TarWatch:
         while position < end:
             if self._skip:
                 step = min(self._skip, end - position)
-                if self._current is not None:
-                    self._collect(data[position : position + step])
+                self._collect(data[position : position + step])
                 self._skip -= step
                 position += step
                 continue
@@ -180,9 +179,9 @@ class TarWatch:
         return not rest or head in ("global", "pg_wal")
 
     def _collect(self, data: memoryview) -> None:
-        assert self._current is not None
-        _, content, size = self._current
-        content += data[: size - len(content)]
+        if self._current is not None:
+            _, content, size = self._current
+            content += data[: size - len(content)]
 
     def _finish_member(self) -> None:
         if self._current is not None:

@@ -55,7 +55,9 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         events.step("prepare", f"asking {store.name} what it holds")
         # The bucket is asked meanwhile: both answer from elsewhere.
         with ThreadPoolExecutor(1, "hqb-bucket") as pool:
-            opening = pool.submit(_open_bucket, store, run, name, repository, events) if request.upload else None
+            opening = (
+                pool.submit(_open_bucket, store, run, name, repository, events) if request.upload else None
+            )
             prepared = store.prepare(events)
             bucket = opening.result() if opening is not None else None
         _require_space(repository, run, prepared, events)

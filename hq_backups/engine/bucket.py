@@ -30,7 +30,9 @@ def open_bucket(store: Store) -> S3Repository:
     """Return the bucket of a store; raises ConfigurationError when there is none."""
     settings, s3 = store.settings, store.config.s3
     if s3 is None or not settings.bucket:
-        raise ConfigurationError(f"{store.name} has no bucket", hint="See the settings: list_backups --config")
+        raise ConfigurationError(
+            f"{store.name} has no bucket", hint="See the settings: list_backups --config"
+        )
     return S3Repository(s3, settings.bucket, settings.bucket_fallback)
 
 
@@ -101,7 +103,12 @@ class BucketUpload:
 
     def start(self, path: Path, size_hint: int) -> None:
         """Begin to send ``path``, which may still grow, to about ``size_hint`` bytes."""
-        if self._failure is not None or self._bucket is None or self._plan is None or self._plan.adopt is not None:
+        if (
+            self._failure is not None
+            or self._bucket is None
+            or self._plan is None
+            or self._plan.adopt is not None
+        ):
             return
         key, bucket = self._plan.key, self._bucket.bucket
         record = {"bucket": bucket, "key": key, "started": format_utc(utc_now())}
@@ -114,7 +121,9 @@ class BucketUpload:
             metadata={RUN_METADATA: self._run},
             limit=self._store.config.s3.upload_limit if self._store.config.s3 else None,
             on_progress=lambda sent: self._events.progress("upload", sent),
-            on_started=lambda upload_id: self._local.record_upload(self._run, {**record, "upload_id": upload_id}),
+            on_started=lambda upload_id: self._local.record_upload(
+                self._run, {**record, "upload_id": upload_id}
+            ),
         )
         self._upload.start()
 
@@ -132,10 +141,10 @@ class BucketUpload:
 
     def finish(self, manifest: Manifest) -> BaseException | None:
         """Send the last part of a published artifact, compare, write the manifest; return what failed."""
-        if self._failure is not None:
+        if self._failure is not None or self._bucket is None or self._plan is None:
             return self._failure
         try:
-            self._finish(manifest)
+            self._finish(self._bucket, self._plan, manifest)
         except Exception as error:
             self.abort()
             return error
@@ -144,16 +153,15 @@ class BucketUpload:
             raise
         return None
 
-    def _finish(self, manifest: Manifest) -> None:
-        assert self._bucket is not None
-        assert self._plan is not None
-        plan = self._plan
-        if plan.adopt is not None:
-            stored = plan.adopt
-        else:
-            assert self._upload is not None
+    def _finish(self, bucket: S3Repository, plan: KeyPlan, manifest: Manifest) -> None:
+        stored = plan.adopt
+        if stored is None:
+            if self._upload is None:
+                raise RepositoryError("the upload was never begun")
             self._events.step("upload", f"sending the rest to {self.where}")
-            stored = self._upload.finish(manifest.size, int(manifest.crc32, 16), if_none_match=plan.if_none_match)
+            stored = self._upload.finish(
+                manifest.size, int(manifest.crc32, 16), if_none_match=plan.if_none_match
+            )
         location = {
             "kind": "s3",
             "bucket": stored.bucket,
@@ -162,10 +170,12 @@ class BucketUpload:
             "checked": stored.checked,
         }
         remote = replace(manifest, repository=location)
-        self._bucket.put_manifest(plan.key + names.MANIFEST_KEY_SUFFIX, remote.to_json())
+        bucket.put_manifest(plan.key + names.MANIFEST_KEY_SUFFIX, remote.to_json())
         self._upload = None
         self._local.forget_upload(self._run)
-        self._events.emit("artifact", manifest={"name": manifest.name, "run": manifest.run}, location=location)
+        self._events.emit(
+            "artifact", manifest={"name": manifest.name, "run": manifest.run}, location=location
+        )
         self._events.step("upload", f"{self.where} is compared ({stored.checked})")
 
 

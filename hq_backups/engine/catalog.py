@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -11,10 +11,17 @@ from typing import Any
 
 from hq_backups.engine import names
 from hq_backups.engine.bucket import open_bucket
-from hq_backups.engine.errors import BackupNotFound, BadManifest, CorruptBackup, PreflightFailed, RepositoryError
+from hq_backups.engine.errors import (
+    BackupNotFound,
+    BadManifest,
+    CorruptBackup,
+    PreflightFailed,
+    RepositoryError,
+)
 from hq_backups.engine.events import Events, format_utc
 from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.repository.local import LocalArtifact, LocalRepository
+from hq_backups.engine.repository.s3 import FoundManifest, S3Repository
 from hq_backups.engine.requests import CatalogRequest, Selection
 from hq_backups.engine.stores.base import Store
 
@@ -56,13 +63,15 @@ def entries(store: Store, request: CatalogRequest, events: Events) -> list[Entry
     found: list[Entry] = []
     if request.source in ("local", "all"):
         found += local_entries(store)
-    if request.source == "s3" or request.source == "all" and store.settings.s3:
+    if request.source == "s3" or (request.source == "all" and store.settings.s3):
         try:
-            found += bucket_entries(store)
+            found += bucket_entries(store, events)
         except RepositoryError as error:
             if request.source == "s3":
                 raise
-            events.warning("bucket-unread", f"the bucket's backups are not listed: {error.message}. {error.hint}")
+            events.warning(
+                "bucket-unread", f"the bucket's backups are not listed: {error.message}. {error.hint}"
+            )
     merged = merge(found)
     if request.since:
         merged = [e for e in merged if e.taken_at[:10] >= request.since]
@@ -93,44 +102,47 @@ def _local_entry(found: LocalArtifact, store: Store) -> Entry | None:
     return _unmanaged(parsed, found.path.name, found.size, taken, location, found.problem)
 
 
-def bucket_entries(store: Store) -> list[Entry]:
+def bucket_entries(store: Store, events: Events) -> list[Entry]:
     """Return what lies in the store's bucket, by its manifests and, without them, by its keys."""
     bucket = open_bucket(store)
-    prefix = names.PREFIX[store.name]
-    found: list[Entry] = []
-    described: set[tuple[str, str | None]] = set()
-    for each in bucket.list_manifests([prefix]):
-        key = each.key.removesuffix(names.MANIFEST_KEY_SUFFIX)
-        if each.raw is None:
-            continue
-        try:
-            manifest = load_manifest(each.raw, each.key)
-        except BadManifest:
-            continue
-        place = manifest.repository
-        version = place.get("version_id") or None
-        if manifest.store != store.name or place.get("key") != key:
-            continue
-        described.add((key, version))
-        described.add((key, None))
-        location = {"kind": "s3", "bucket": bucket.bucket, "key": key, "version_id": version}
-        found.append(_managed(manifest, location, None, None))
-    objects = list(bucket.list_objects([prefix]))
-    there = {(o.key, o.version_id): o for o in objects} | {(o.key, None): o for o in objects}
-    checked = [_compare(e, there) for e in found]
+    prefixes = [names.PREFIX[store.name]]
+    described = [
+        e for m in bucket.list_manifests(prefixes) if (e := _described(m, store, bucket, events)) is not None
+    ]
+    objects = list(bucket.list_objects(prefixes))
+    there = {(o.key, o.version_id): o for o in objects}
+    found = [_compare(entry, there) for entry in described]
+    known = {(p["key"], p["version_id"]) for e in described for p in e.locations}
     for each in objects:
         parsed = names.parse_name(each.key.rsplit("/", 1)[-1])
-        if (each.key, each.version_id) in described or parsed is None or parsed.store != store.name:
-            continue
-        if (each.key, None) in described and each.version_id is None:
+        if (each.key, each.version_id) in known or parsed is None or parsed.store != store.name:
             continue
         location = {"kind": "s3", "bucket": bucket.bucket, "key": each.key, "version_id": each.version_id}
-        checked.append(_unmanaged(parsed, each.key, each.size, each.last_modified, location, None))
-    return checked
+        found.append(_unmanaged(parsed, each.key, each.size, each.last_modified, location, None))
+    return found
+
+
+def _described(found: FoundManifest, store: Store, bucket: S3Repository, events: Events) -> Entry | None:
+    """Return what a manifest in the bucket describes; one that cannot be used is told, not followed."""
+    key = found.key.removesuffix(names.MANIFEST_KEY_SUFFIX)
+    try:
+        if found.raw is None:
+            raise BadManifest(found.error or "it could not be read", name=found.key)
+        manifest = load_manifest(found.raw, found.key)
+        if manifest.repository.get("key") != key:
+            raise BadManifest(f"it is about {manifest.repository.get('key')!r}", name=found.key)
+    except BadManifest as error:
+        events.warning("bad-manifest", error.message)
+        return None
+    if manifest.store != store.name:
+        return None
+    version = manifest.repository.get("version_id") or None
+    location = {"kind": "s3", "bucket": bucket.bucket, "key": key, "version_id": version}
+    return _managed(manifest, location, None, None)
 
 
 def _compare(entry: Entry, there: dict[tuple[str, str | None], Any]) -> Entry:
-    """A manifest whose object is gone or has another size is not a good backup."""
+    """Mark an entry whose object is gone or has another size: it is not a good backup."""
     (place,) = entry.locations
     stored = there.get((place["key"], place["version_id"]))
     if stored is None:
@@ -148,7 +160,12 @@ def _managed(m: Manifest, location: dict[str, Any], problem: str | None, verifie
 
 
 def _unmanaged(
-    parsed: names.ParsedName, name: str, size: int, taken: datetime, location: dict[str, Any], problem: str | None
+    parsed: names.ParsedName,
+    name: str,
+    size: int,
+    taken: datetime,
+    location: dict[str, Any],
+    problem: str | None,
 ) -> Entry:
     return Entry(
         parsed.store, parsed.mode, parsed.type, parsed.env, None, format_utc(taken), name, size, None, False, None,
@@ -173,7 +190,9 @@ def merge(found: Iterable[Entry]) -> list[Entry]:
             rest.append(entry)
             continue
         by_run[entry.run, entry.sha256 or ""] = replace(
-            known, locations=known.locations + entry.locations, verified_at=known.verified_at or entry.verified_at
+            known,
+            locations=known.locations + entry.locations,
+            verified_at=known.verified_at or entry.verified_at,
         )
     return sorted([*by_run.values(), *rest], key=lambda e: e.taken_at, reverse=True)
 
@@ -186,10 +205,7 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
     request = CatalogRequest((store.name,), source)
     # A name on this disk needs no bucket; `latest` without a source looks everywhere.
     known = entries(store, request, events)
-    if selection.name == "latest":
-        entry = _latest(store, selection, known)
-    else:
-        entry = _named(store, selection, known)
+    entry = (_latest if selection.name == "latest" else _named)(store, selection, known)
     places = [p for p in entry.locations if selection.source in (None, p["kind"])]
     if selection.version_id is not None:
         places = [p for p in places if p.get("version_id") == selection.version_id]
@@ -217,7 +233,8 @@ def _latest(store: Store, selection: Selection, known: list[Entry]) -> Entry:
     hosts = sorted({e.host for e in good if e.host is not None})
     if len(hosts) > 1:
         raise PreflightFailed(
-            f"several hosts have backups of {store.name}: {', '.join(hosts)}", hint=f"Choose one: --host {hosts[0]}"
+            f"several hosts have backups of {store.name}: {', '.join(hosts)}",
+            hint=f"Choose one: --host {hosts[0]}",
         )
     return good[0]
 
@@ -240,7 +257,8 @@ def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
         hosts = sorted({e.host for e in good if e.host is not None})
         if len(hosts) > 1:
             raise PreflightFailed(
-                f"several hosts have a backup {wanted}: {', '.join(hosts)}", hint=f"Choose one: --host {hosts[0]}"
+                f"several hosts have a backup {wanted}: {', '.join(hosts)}",
+                hint=f"Choose one: --host {hosts[0]}",
             )
         return good[0]
     if fitting:
@@ -250,11 +268,8 @@ def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
     raise BackupNotFound(name=wanted, store=store.name, near=f"; near: {', '.join(near)}" if near else "")
 
 
-def good_local(store: Store) -> Iterator[tuple[LocalArtifact, Manifest]]:
-    """Yield the good, managed artifacts of the backup directory, oldest first."""
-    found = [
-        (a, a.manifest)
-        for a in LocalRepository(store.settings.backup_dir).found()
-        if a.manifest is not None and a.problem is None and a.manifest.store == store.name
-    ]
-    yield from sorted(found, key=lambda pair: pair[1].started_at)
+def good_local(store: Store) -> list[Manifest]:
+    """Return the manifests of the good, managed artifacts of the backup directory, oldest first."""
+    found = LocalRepository(store.settings.backup_dir).found()
+    good = [a.manifest for a in found if a.manifest is not None and a.problem is None]
+    return sorted((m for m in good if m.store == store.name), key=lambda m: m.started_at)

@@ -31,9 +31,17 @@ class Compressor(Protocol):
 class Decompressor(Protocol):
     """What reads one codec's stream, in bounded pieces."""
 
-    eof: bool
-    needs_input: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool:
+        """Tell whether the stream's own end was seen."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Tell whether more must be fed before anything comes."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Return what was fed beyond the end."""
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         """Take stored bytes, return at most ``max_length`` plain ones."""
@@ -87,7 +95,8 @@ class _ZstdDecompressor:
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         if data:
             self._ready += self._inner.decompress(data)
-        out, self._ready = (self._ready, b"") if max_length < 0 else (self._ready[:max_length], self._ready[max_length:])
+        end = len(self._ready) if max_length < 0 else max_length
+        out, self._ready = self._ready[:end], self._ready[end:]
         self.needs_input = not self._ready
         return out
 

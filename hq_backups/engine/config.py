@@ -146,7 +146,9 @@ def from_plain(cls: type[T], data: Any) -> T:
     if unknown:
         raise UsageError(f"{cls.__name__} has no field {', '.join(unknown)}")
     try:
-        return cls(**{name: _convert(hints[name], value, f"{cls.__name__}.{name}") for name, value in data.items()})
+        return cls(
+            **{name: _convert(hints[name], value, f"{cls.__name__}.{name}") for name, value in data.items()}
+        )
     except TypeError as error:
         raise UsageError(f"{cls.__name__}: {error}") from error
 

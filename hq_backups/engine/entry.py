@@ -7,6 +7,7 @@ is gone, and the run goes on to its end: a backup finishes, a restore finishes o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -51,7 +52,9 @@ def run_job(job: Job, sink: Sink) -> Exit:
         events.error(Cancelled(by="the operator"))
         code = Exit.ERROR
     seconds = round(time.monotonic() - began, 3)
-    events.emit("result", ok=code is Exit.OK, exit=int(code), verb=job.verb, store=_store(job), seconds=seconds)
+    events.emit(
+        "result", ok=code is Exit.OK, exit=int(code), verb=job.verb, store=_store(job), seconds=seconds
+    )
     return code
 
 
@@ -172,11 +175,8 @@ _output = threading.Lock()
 
 def _write(event: Event) -> None:
     """Write one line; a reader that is gone does not stop the run."""
-    with _output:
-        try:
-            os.write(1, event.to_json().encode() + b"\n")
-        except BrokenPipeError:
-            pass
+    with _output, contextlib.suppress(BrokenPipeError):
+        os.write(1, event.to_json().encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,15 @@ class Events:
     def error(self, error: BaseException) -> Exit:
         """Tell why the run failed; return the exit code that says so."""
         if isinstance(error, HQBackupsError):
-            self.emit("error", code=error.code, message=error.message, hint=error.hint, exit=int(error.exit_code))
+            self.emit(
+                "error", code=error.code, message=error.message, hint=error.hint, exit=int(error.exit_code)
+            )
             return error.exit_code
-        self.emit("error", code=type(error).__name__, message=str(error) or repr(error), hint="", exit=int(Exit.ERROR))
+        self.emit(
+            "error",
+            code=type(error).__name__,
+            message=str(error) or repr(error),
+            hint="",
+            exit=int(Exit.ERROR),
+        )
         return Exit.ERROR

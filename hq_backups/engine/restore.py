@@ -164,7 +164,7 @@ def _undo_facts(journal: Journal) -> dict[str, Any]:
 
 
 def _refuse_unfinished(target: Path) -> None:
-    """A restore that was killed must be undone before another begins."""
+    """Refuse a target whose last restore was killed: it must be undone first."""
     journal = read_journal(target)
     if journal is not None and journal.phase in OPEN:
         raise PreflightFailed(
@@ -236,7 +236,9 @@ def _plan(
         source=_where(location),
         target=str(target),
         staging=str(staging),
-        set_aside=str(target.with_name(f"{target.name}.before-{run_id}")) if os.path.lexists(target) else None,
+        set_aside=str(target.with_name(f"{target.name}.before-{run_id}"))
+        if os.path.lexists(target)
+        else None,
         owner=owner,
         free=space.free_bytes(parent),
         needed=needed,
@@ -268,7 +270,9 @@ def _beside(
     """Unpack into a directory of the operator's; nothing that runs is touched."""
     target = Path(str(request.target_dir)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PreflightFailed(f"{target} is not an empty directory", hint="Name another one with --target-dir.")
+        raise PreflightFailed(
+            f"{target} is not an empty directory", hint="Name another one with --target-dir."
+        )
     facts = store.check_restore(manifest, events, in_place=False)
     needed = manifest.plain_size + manifest.plain_size // 50
     space.require(_existing(target), needed, "the unpacked data", "Name a place with more room.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.bucket import open_bucket
-from hq_backups.engine.errors import BackupNotFound, CorruptBackup, NotBuiltYet
+from hq_backups.engine.errors import BackupNotFound, CorruptBackup, NotBuiltYet, PreflightFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.stores.base import Store
@@ -41,6 +43,12 @@ def _stored(store: Store, location: Mapping[str, Any], events: Events) -> Iterat
             file = path.open("rb")
         except FileNotFoundError as error:
             raise BackupNotFound(name=path, store=store.name, near="") from error
+        except PermissionError as error:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise PreflightFailed(
+                f"user {user} cannot read {path}",
+                hint=f"Give it to that user (`chown {user} {path}`), its directory too, or move it where {user} can read.",
+            ) from error
         with file:
             yield file
         return

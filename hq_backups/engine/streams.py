@@ -65,7 +65,9 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
 class ArtifactWriter:
     """Compresses and writes one artifact, in its own thread, from buffers that it lends out."""
 
-    def __init__(self, path: Path, codec: str, level: int, on_written: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, codec: str, level: int, on_written: Callable[[int], None] | None = None
+    ) -> None:
         """Create ``path`` (0600, must not exist); ``on_written`` is told the bytes on disk so far."""
         self.path = path
         self.size = 0
@@ -126,7 +128,7 @@ class ArtifactWriter:
             if self._failure is None:
                 self._store(self._compressor.flush())
                 os.fsync(self._fd)
-        except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+        except BaseException as error:
             self._failure = error
             for _ in range(DEPTH):
                 self._free.put(bytearray(CHUNK))
@@ -192,7 +194,9 @@ class GrowingFile:
             # A disk that keeps up is not waited for at the end.
             os.fdatasync(self._fd)
         if not data:
-            raise ReadBackFailed(f"it ends at byte {self._position}, {self._available} were written", path=self.path)
+            raise ReadBackFailed(
+                f"it ends at byte {self._position}, {self._available} were written", path=self.path
+            )
         self._position += len(data)
         return data
 
@@ -241,7 +245,7 @@ class ReadBack:
         try:
             while self._reader.chunk():
                 pass
-        except BaseException as error:  # noqa: BLE001  handed to the thread that waits
+        except BaseException as error:
             self._failure = error
 
 
@@ -350,8 +354,12 @@ class PlainReader:
         while self.chunk():
             pass
         return Digest(
-            self._size, self._stored_sha.hexdigest(), self._crc,
-            self._plain_size, self._plain_sha.hexdigest(), self._plain_crc,
+            self._size,
+            self._stored_sha.hexdigest(),
+            self._crc,
+            self._plain_size,
+            self._plain_sha.hexdigest(),
+            self._plain_crc,
         )
 
     def close(self) -> None:
@@ -371,7 +379,7 @@ class PlainReader:
                 self._queue.put(data)
                 if not data:
                     return
-        except BaseException as error:  # noqa: BLE001  handed to the thread that reads
+        except BaseException as error:
             self._queue.put(error)
 
     def _unpack(self) -> bytes:
@@ -402,7 +410,9 @@ class PlainReader:
             if plain:
                 self._plain_size += len(plain)
                 if self._max_plain is not None and self._plain_size > self._max_plain:
-                    raise CorruptBackup(f"it unpacks to more than the {self._max_plain} bytes it should", name=self.name)
+                    raise CorruptBackup(
+                        f"it unpacks to more than the {self._max_plain} bytes it should", name=self.name
+                    )
                 return plain
         return b""
 

@@ -27,15 +27,17 @@ def upload(config: Config, request: UploadRequest, run_id: str, events: Events) 
         return send_missing(store, repository, events)
 
 
-def send_missing(store: Store, repository: LocalRepository, events: Events, *, but: str | None = None) -> Exit:
+def send_missing(
+    store: Store, repository: LocalRepository, events: Events, *, but: str | None = None
+) -> Exit:
     """Send every good local artifact that the bucket lacks, except that of the run ``but``. Under the lock."""
-    there = {e.run: e for e in bucket_entries(store) if e.problem is None}
+    there = {e.run: e for e in bucket_entries(store, events) if e.problem is None}
     newest: dict[str, str] = {}
     for entry in there.values():
         if entry.host == store.config.host:
             newest[entry.type] = max(newest.get(entry.type, ""), entry.taken_at)
     sent = 0
-    for found, manifest in good_local(store):
+    for manifest in good_local(store):
         if manifest.run in there or manifest.run == but:
             continue
         bucket = BucketUpload(store, repository, events)

@@ -40,7 +40,9 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
             digest = plain.digest()
         if manifest is not None:
             compare(digest, manifest)
-        events.emit("check", name="archive", ok=True, message=f"{facts.get('members')} members, whole to the end")
+        events.emit(
+            "check", name="archive", ok=True, message=f"{facts.get('members')} members, whole to the end"
+        )
     if manifest is None:
         events.warning("no-manifest", f"{entry.name} has no manifest: it could be compared with nothing")
     else:
@@ -48,7 +50,9 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
         if location["kind"] == "local":
             with contextlib.suppress(OSError):
                 repository = LocalRepository(Path(location["path"]).parent)
-                repository.record_verified(manifest.name, manifest.sha256, format_utc(utc_now()), deep=request.deep)
+                repository.record_verified(
+                    manifest.name, manifest.sha256, format_utc(utc_now()), deep=request.deep
+                )
     events.emit("verified", store=store.name, verified_run=entry.run, name=entry.name, deep=request.deep)
     return Exit.OK
 
@@ -58,7 +62,9 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
     repository.prepare(events)
     clean_scratch(store, repository, events)
     needed = int(manifest.plain_size * 1.1) + (64 << 20)
-    space.require(repository.directory, needed, "the unpacked copy", "Verify without --deep, or free space there.")
+    space.require(
+        repository.directory, needed, "the unpacked copy", "Verify without --deep, or free space there."
+    )
     scratch = repository.directory / f"{SCRATCH}{run_id}"
     with FileLock(repository.directory / f"{SCRATCH}{run_id}.lock", run_id, "verify"):
         tree = scratch / "data"

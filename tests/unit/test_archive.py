@@ -42,7 +42,9 @@ def plain(raw: bytes) -> PlainReader:
 
 def test_files_and_directories_come_out_as_they_went_in(tmp_path: Path) -> None:
     deep = "/".join(["d" * 60] * 5) + "/" + "f" * 200
-    raw = tar(("a", b"1" * 1000), special("empty", tarfile.DIRTYPE), ("b/c d'\"é\n", b"2"), (deep, b"3"), ("z", b""))
+    raw = tar(
+        ("a", b"1" * 1000), special("empty", tarfile.DIRTYPE), ("b/c d'\"é\n", b"2"), (deep, b"3"), ("z", b"")
+    )
     assert extract(plain(raw), tmp_path) == 4
     assert (tmp_path / "a").read_bytes() == b"1" * 1000
     assert (tmp_path / "empty").is_dir()
@@ -110,7 +112,11 @@ def test_an_archive_cut_short_is_corrupt(tmp_path: Path, keep: int) -> None:
 
 
 def test_what_the_consumer_does_not_read_is_skipped() -> None:
-    assert [m.name for m in members(plain(tar(("a", b"1" * 5000), ("b", b"2"), ("c", b"3" * 512))))] == ["a", "b", "c"]
+    assert [m.name for m in members(plain(tar(("a", b"1" * 5000), ("b", b"2"), ("c", b"3" * 512))))] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def watch(raw: bytes, cut: Callable[[int], int]) -> TarWatch:
@@ -125,7 +131,12 @@ def watch(raw: bytes, cut: Callable[[int], int]) -> TarWatch:
 
 @given(step=st.integers(1, 3000))
 def test_a_watch_sees_the_same_whatever_the_pieces(step: int) -> None:
-    raw = tar(("PG_VERSION", b"15\n"), ("base/1/2", b"x" * 777), ("backup_label", b"START\n"), ("pg_wal/0", b"w" * 512))
+    raw = tar(
+        ("PG_VERSION", b"15\n"),
+        ("base/1/2", b"x" * 777),
+        ("backup_label", b"START\n"),
+        ("pg_wal/0", b"w" * 512),
+    )
     seen = watch(raw, lambda _: step)
     assert seen.ended
     assert seen.names == {"PG_VERSION", "backup_label", "pg_wal/0"}

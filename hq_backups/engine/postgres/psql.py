@@ -133,7 +133,7 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         r"Connection refused|No such file or directory|could not connect|starting up|shutting down|server closed the",
         "no PostgreSQL server answers at {where}: {detail}",
-        "Start it (`pg_lsclusters`, `systemctl status 'postgresql@*'`), or correct postgresql_host and postgresql_port.",
+        "Start it (`pg_lsclusters`, `systemctl status postgresql`), or correct postgresql_host and postgresql_port.",
     ),
     (
         r"could not translate host name|Name or service not known",

@@ -21,7 +21,10 @@ PORT = 5432
 START_SECONDS = 24 * 3600
 
 _LIMIT = re.compile(r"^(max_\w+) setting:\s+(\d+)$", re.MULTILINE)
-_SPELT = {"max_prepared_xacts": "max_prepared_transactions", "max_locks_per_xact": "max_locks_per_transaction"}
+_SPELT = {
+    "max_prepared_xacts": "max_prepared_transactions",
+    "max_locks_per_xact": "max_locks_per_transaction",
+}
 """pg_controldata's words for two settings."""
 
 # Each of these keeps the copy from acting as the original: archiving over its WAL, draining its
@@ -65,7 +68,9 @@ def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: s
         hba.write_text("local all all trust\n")
         start = [str(pg_ctl), "start", "-w", "-t", str(START_SECONDS), "-D", str(data_dir), "-l", str(log)]
         try:
-            process.run([*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True)
+            process.run(
+                [*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True
+            )
         except ProducerFailed as error:
             tail = _tail(log)
             raise CorruptBackup(f"the server does not start on it: {tail}", name=name) from error

@@ -7,8 +7,8 @@ reserve, a busy server may have removed it by then. A temporary slot lives as lo
 
 from __future__ import annotations
 
+import contextlib
 import re
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,15 +29,14 @@ def slot_name(run: str) -> str:
 def held_wal(psql: Path, server: Server, run: str) -> Iterator[None]:
     """Keep a temporary physical slot for the block; raises PreflightFailed when the server gives none."""
     conninfo = server.conninfo("postgres", replication="true")
-    argv = [psql, "-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
+    argv: list[str | Path] = [psql, "-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
     command = f"CREATE_REPLICATION_SLOT {slot_name(run)} TEMPORARY PHYSICAL RESERVE_WAL;\n"
     with server.environment() as env, Producer(argv, env=env, user=server.os_user, feed=True) as holder:
         try:
-            try:
+            # A psql that is already gone says why on its standard error.
+            with contextlib.suppress(BrokenPipeError):
                 holder.stdin.write(command.encode())
-            except BrokenPipeError:
-                pass  # its standard error says why
-            if not select.select([holder.popen.stdout], [], [], ANSWER_SECONDS)[0]:
+            if not holder.readable(ANSWER_SECONDS):
                 raise PreflightFailed(f"the server at {server.where} gives no replication slot")
             holder.read(4096)
         except ProducerFailed as error:

@@ -108,7 +108,9 @@ class LocalRepository:
                 events.step("recover", f"finished {manifest.name}, whose run was killed")
             else:
                 path.unlink()
-        for path in list(self.directory.glob(f".*{names.PARTIAL_SUFFIX}")) + list(self.directory.glob(".*.tmp")):
+        for path in list(self.directory.glob(f".*{names.PARTIAL_SUFFIX}")) + list(
+            self.directory.glob(".*.tmp")
+        ):
             path.unlink()
             events.step("recover", f"removed {path.name}, left by a run that died")
         for path in list(self.directory.glob(f".*{_PENDING}")):
@@ -127,7 +129,7 @@ class LocalRepository:
         self.write_atomically(self.directory / f".{run}{_UPLOAD}", json.dumps(record).encode())
 
     def forget_upload(self, run: str) -> None:
-        """The upload is complete or aborted."""
+        """Forget an upload that is complete or aborted."""
         (self.directory / f".{run}{_UPLOAD}").unlink(missing_ok=True)
 
     def recorded_uploads(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -170,25 +172,25 @@ class LocalRepository:
 
     def _look_at(self, path: Path, pending: Manifest | None) -> LocalArtifact:
         facts = path.stat()
-        base = LocalArtifact(path, facts.st_size, facts.st_mtime, None)
+        manifest: Manifest | None = None
+        problem: str | None = None
         try:
             manifest = self.manifest_of(path.name)
         except BadManifest as error:
-            manifest, problem = None, error.message
-        else:
-            problem = None
+            problem = error.message
         # The artifact of one run must never be shown with the manifest of another.
         if pending is not None and _is(path, pending):
             manifest, problem = pending, None
         if manifest is None:
-            return LocalArtifact(path, base.size, base.mtime, None, problem)
+            return LocalArtifact(path, facts.st_size, facts.st_mtime, None, problem)
         if manifest.name != path.name:
             problem = f"its manifest is that of {manifest.name}"
         elif manifest.size != facts.st_size:
             problem = f"it has {facts.st_size} bytes, its manifest says {manifest.size}"
         elif pending is not None and not _is(path, manifest):
             problem = "its contents are not what its manifest says"
-        return LocalArtifact(path, base.size, base.mtime, manifest, problem, self._verified_at(manifest))
+        verified_at = self._verified_at(manifest)
+        return LocalArtifact(path, facts.st_size, facts.st_mtime, manifest, problem, verified_at)
 
     def manifest_of(self, name: str) -> Manifest | None:
         """Return the manifest beside ``name``; None when there is none, raises BadManifest when it is no good."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from boto3.session import Session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from hq_backups.engine.config import S3Config
@@ -45,6 +46,7 @@ class S3Repository:
         self._chosen: str | None = None if fallback else bucket
         self._lock = threading.Lock()
         self._making = threading.Lock()
+        self._session = Session()
         self._clients: dict[tuple[int, float], S3Client] = {}
 
     @property
@@ -59,7 +61,9 @@ class S3Repository:
     def _client(self, attempts: int, read: float) -> S3Client:
         with self._making:
             if (attempts, read) not in self._clients:
-                client = make_client(self.config, self.network, attempts=attempts, read=read)
+                client = make_client(
+                    self.config, self.network, attempts=attempts, read=read, session=self._session
+                )
                 client.meta.events.register_last("request-created.s3", mark_sending)
                 self._clients[attempts, read] = client
             return self._clients[attempts, read]

@@ -51,8 +51,9 @@ def make_client(
     *,
     attempts: int | None = None,
     read: float | None = None,
+    session: Session | None = None,
 ) -> S3Client:
-    """Return a client of its own session; safe to share between threads."""
+    """Return a client; it is safe to share between threads, making two of one session at once is not."""
     network = network or Network()
     aws = is_aws(config.endpoint)
     options: dict[str, Any] = {
@@ -70,7 +71,7 @@ def make_client(
     if not aws:
         options["s3"] = {"addressing_style": "path"}
     try:
-        client: S3Client = Session().client(
+        client: S3Client = (session or Session()).client(
             "s3",
             endpoint_url=config.endpoint,
             region_name=config.region or (None if aws else SIGNING_REGION),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from hq_backups.engine.config import Config, StoreConfig
+from hq_backups.engine.control import Service
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.control import Service
 from hq_backups.engine.streams import PlainReader
 
 

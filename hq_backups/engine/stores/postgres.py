@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hq_backups.engine import archive, process
+from hq_backups.engine.control import Service
 from hq_backups.engine.errors import (
     BadPages,
     CorruptBackup,
@@ -31,7 +32,6 @@ from hq_backups.engine.postgres import facts, scratch
 from hq_backups.engine.postgres.psql import Server, explain, query_json
 from hq_backups.engine.postgres.tools import Tools
 from hq_backups.engine.postgres.wal import held_wal
-from hq_backups.engine.control import Service
 from hq_backups.engine.service import find_postgres_service
 from hq_backups.engine.stores.base import Prepared, Store, Stream
 from hq_backups.engine.streams import PlainReader
@@ -99,7 +99,10 @@ class PostgresPlain(Store):
         if not found.identity["data_checksums"]:
             events.warning("no-checksums", "the server keeps no data checksums: damaged pages go unnoticed")
         basebackup = self.tools.client("pg_basebackup", found.major)
-        tools = {"pg_basebackup": f"{basebackup.path} ({basebackup.major})", "psql": f"{psql.path} ({psql.major})"}
+        tools = {
+            "pg_basebackup": f"{basebackup.path} ({basebackup.major})",
+            "psql": f"{psql.path} ({psql.major})",
+        }
         return Prepared(found.size, found.to_source(), tools)
 
     @contextmanager
@@ -168,14 +171,18 @@ class PostgresPlain(Store):
         major = _major(manifest)
         candidates = sorted(self.tools.find("pg_verifybackup"), key=lambda t: (t.major != major, -t.major))
         if not candidates:
-            events.warning("no-verifybackup", "pg_verifybackup is not installed: files were checked by sha256 only")
+            events.warning(
+                "no-verifybackup", "pg_verifybackup is not installed: files were checked by sha256 only"
+            )
             return
         tool = candidates[0]
         argv = [str(tool.path), "-q"]
         if tool.major != major:
             # Another major cannot parse the WAL; the files are checked all the same.
             argv.append("-n")
-            events.warning("wal-unparsed", f"pg_verifybackup is of version {tool.major}: the WAL was not parsed")
+            events.warning(
+                "wal-unparsed", f"pg_verifybackup is of version {tool.major}: the WAL was not parsed"
+            )
         try:
             process.run([*argv, str(target)], timeout=24 * 3600)
         except ProducerFailed as error:
@@ -186,7 +193,9 @@ class PostgresPlain(Store):
         """Start the cluster on a private socket and count every row."""
         psql = self.tools.newest("psql").path
         superuser = str(self.settings.options.get("user") or "postgres")
-        with scratch.running(tree, _major(manifest), self.tools, superuser=superuser, name=manifest.name) as server:
+        with scratch.running(
+            tree, _major(manifest), self.tools, superuser=superuser, name=manifest.name
+        ) as server:
             found = facts.gather(psql, server)
             counted = {}
             for database in found.contents:
@@ -222,7 +231,9 @@ class PostgresPlain(Store):
         }
         for what, names in missing.items():
             for name in sorted(names)[:20]:
-                events.warning(f"{what}-missing", f"{what} {name!r} was there before the backup and is not in it")
+                events.warning(
+                    f"{what}-missing", f"{what} {name!r} was there before the backup and is not in it"
+                )
         expected = sum(sum(held.get("tables", {}).values()) for held in contents.values())
         rows = sum(sum(tables.values()) for tables in counted.values())
         if rows < expected * LOSS:
@@ -289,7 +300,9 @@ class PostgresPlain(Store):
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         try:
-            listed: list[str] = query_json(self.tools.newest("psql").path, self.server(), "postgres", sql, timeout=30)
+            listed: list[str] = query_json(
+                self.tools.newest("psql").path, self.server(), "postgres", sql, timeout=30
+            )
         except HQBackupsError:
             return []
         return listed
@@ -312,9 +325,13 @@ class PostgresPlain(Store):
         server = self.server()
         who = facts.identity(self.tools.newest("psql").path, server)
         if manifest is not None and who["system_identifier"] != manifest.source.get("system_identifier"):
-            raise ServiceError(f"another server answers at {server.where}: its system identifier is not the backup's")
+            raise ServiceError(
+                f"another server answers at {server.where}: its system identifier is not the backup's"
+            )
         events.emit(
-            "check", name="serving", ok=True,
+            "check",
+            name="serving",
+            ok=True,
             message=f"PostgreSQL {who['version']} answers at {server.where} with {len(who['databases'])} databases",
         )
 
