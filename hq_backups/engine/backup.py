@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from hq_backups.engine import names, space
+from hq_backups.engine import forecast, names, space
 from hq_backups.engine.bucket import BucketUpload
+from hq_backups.engine.catalog import good_local
 from hq_backups.engine.config import Config, to_plain
-from hq_backups.engine.errors import Exit, HQBackupsError, NotEnoughSpace, UploadFailed
+from hq_backups.engine.errors import Exit, HQBackupsError, UploadFailed
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.manifest import Manifest
@@ -26,6 +27,8 @@ from hq_backups.engine.requests import BackupRequest
 from hq_backups.engine.stores import open_store
 from hq_backups.engine.stores.base import Prepared, Store, Stream
 from hq_backups.engine.streams import ArtifactWriter, Digest, ReadBack
+from hq_backups.engine.upload import send_missing
+from hq_backups.engine.verify import clean_scratch
 from hq_backups.engine.when import local_time
 
 
@@ -50,23 +53,32 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
     with StoreLock(repository.directory, run.id, "backup"):
-        repository.recover(events)
+        if not request.dry_run:
+            repository.recover(events)
+            clean_scratch(store, repository, events)
         name = names.local_name(store.name, config.env, run.type, run.local, store.mode, config.compression)
         events.step("prepare", f"asking {store.name} what it holds")
         # The bucket is asked meanwhile: both answer from elsewhere.
         with ThreadPoolExecutor(1, "hqb-bucket") as pool:
             opening = (
-                pool.submit(_open_bucket, store, run, name, repository, events) if request.upload else None
+                pool.submit(_open_bucket, store, run, name, repository, events, request.dry_run)
+                if request.upload
+                else None
             )
             prepared = store.prepare(events)
             bucket = opening.result() if opening is not None else None
-        _require_space(repository, run, prepared, events)
+        last = forecast.newest_good(store)
+        forecast.require_space(repository, last, prepared, events)
+        if not request.accept_shrink:
+            forecast.refuse_shrink(last, prepared)
         if request.dry_run:
             where = f" and {bucket.where}" if bucket is not None else ""
             events.step("dry-run", f"would write {repository.directory / name}{where}")
             return Exit.OK
         manifest = _make(store, prepared, run, name, repository, bucket, events)
         failure = bucket.finish(manifest) if bucket is not None else None
+        if bucket is not None and failure is None:
+            failure = _send_older(store, repository, run, events)
         if failure is not None:
             events.error(UploadFailed(_reason(failure), store=store.name))
         if request.prune:
@@ -74,13 +86,24 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         return Exit.OK if failure is None else Exit.UPLOAD_FAILED
 
 
+def _send_older(store: Store, repository: LocalRepository, run: Run, events: Events) -> HQBackupsError | None:
+    """Send what earlier runs could not; return what failed."""
+    if all(m.run == run.id for m in good_local(store)):
+        return None
+    try:
+        send_missing(store, repository, events)
+    except HQBackupsError as error:
+        return error
+    return None
+
+
 def _open_bucket(
-    store: Store, run: Run, name: str, repository: LocalRepository, events: Events
+    store: Store, run: Run, name: str, repository: LocalRepository, events: Events, dry_run: bool
 ) -> BucketUpload | None:
     """Open the store's bucket, if it has one, and choose the key; raises ForeignObject."""
     if not store.settings.s3:
         return None
-    bucket = BucketUpload(store, repository, events)
+    bucket = BucketUpload(store, repository, events, tidy=not dry_run)
     bucket.plan(name, run.id, run.type, run.local, store.mode)
     return bucket
 
@@ -191,30 +214,3 @@ def _copy(stream: Stream, writer: ArtifactWriter, prepared: Prepared, events: Ev
         if filled < len(buffer):
             return total
         events.progress("backup", total, max(prepared.estimate, total))
-
-
-def _require_space(repository: LocalRepository, run: Run, prepared: Prepared, events: Events) -> None:
-    """Judge by the last artifact's ratio when there is one; else only what is hopeless fails."""
-    last = [
-        a.manifest
-        for a in repository.found()
-        if a.manifest is not None and a.manifest.store == run.store and a.manifest.plain_size
-    ]
-    free = space.free_bytes(repository.directory)
-    if last:
-        newest = max(last, key=lambda m: m.started_at)
-        needed = int(prepared.estimate * newest.size / newest.plain_size * 1.1)
-    else:
-        needed = prepared.estimate // 20
-        if free < prepared.estimate // 3:
-            events.warning(
-                "space",
-                f"{space.human_bytes(free)} are free for a backup of {space.human_bytes(prepared.estimate)}",
-            )
-    if free < needed:
-        raise NotEnoughSpace(
-            path=repository.directory,
-            free=space.human_bytes(free),
-            needed=space.human_bytes(needed),
-            hint="Free space there, or see what may go: prune_backups --dry-run",
-        )

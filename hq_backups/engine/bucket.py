@@ -39,8 +39,10 @@ def open_bucket(store: Store) -> S3Repository:
 class BucketUpload:
     """One artifact's upload."""
 
-    def __init__(self, store: Store, repository: LocalRepository, events: Events) -> None:
-        """Open the bucket, and abort what dead runs left unfinished in it."""
+    def __init__(
+        self, store: Store, repository: LocalRepository, events: Events, *, tidy: bool = True
+    ) -> None:
+        """Open the bucket, and unless told not to ``tidy`` abort what dead runs left unfinished in it."""
         self._store = store
         self._local = repository
         self._events = events
@@ -52,7 +54,8 @@ class BucketUpload:
         try:
             self._bucket = open_bucket(store)
             self._bucket.probe()
-            abort_dead_uploads(self._bucket, repository, events)
+            if tidy:
+                abort_dead_uploads(self._bucket, repository, events)
         except RepositoryError as error:
             self._fail(error)
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -48,6 +49,10 @@ def run_job(job: Job, sink: Sink) -> Exit:
         code = events.error(error)
     except OSError as error:
         code = events.error(HQBackupsError(f"{error.strerror or error}: {error.filename or 'no file named'}"))
+    except Exception as error:
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}"
+        code = events.error(HQBackupsError(why, hint="This is a fault of hq_backups: please report it."))
     except (KeyboardInterrupt, SystemExit):
         events.error(Cancelled(by="the operator"))
         code = Exit.ERROR

@@ -27,10 +27,8 @@ def upload(config: Config, request: UploadRequest, run_id: str, events: Events) 
         return send_missing(store, repository, events)
 
 
-def send_missing(
-    store: Store, repository: LocalRepository, events: Events, *, but: str | None = None
-) -> Exit:
-    """Send every good local artifact that the bucket lacks, except that of the run ``but``. Under the lock."""
+def send_missing(store: Store, repository: LocalRepository, events: Events) -> Exit:
+    """Send every good local artifact that the bucket lacks. Under the lock."""
     there = {e.run: e for e in bucket_entries(store, events) if e.problem is None}
     newest: dict[str, str] = {}
     for entry in there.values():
@@ -38,7 +36,7 @@ def send_missing(
             newest[entry.type] = max(newest.get(entry.type, ""), entry.taken_at)
     sent = 0
     for manifest in good_local(store):
-        if manifest.run in there or manifest.run == but:
+        if manifest.run in there:
             continue
         bucket = BucketUpload(store, repository, events)
         local = local_time(manifest.taken_at, store.config.timezone)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from boto3.session import Session
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import NoSuchBucket, NoSuchObject, RepositoryError
@@ -17,7 +17,7 @@ from hq_backups.engine.repository import s3_listing
 from hq_backups.engine.repository.s3_client import Network, explained, make_client
 from hq_backups.engine.repository.s3_compare import Sent, bare_etag, encode_crc32, encode_md5
 from hq_backups.engine.repository.s3_download import ObjectReader
-from hq_backups.engine.repository.s3_errors import code_of, is_missing, is_unsupported, translate
+from hq_backups.engine.repository.s3_errors import FAILURES, code_of, is_missing, is_unsupported, translate
 from hq_backups.engine.repository.s3_object import RUN_METADATA, FoundManifest, StoredObject, from_head
 from hq_backups.engine.repository.s3_parts import FileSection, Sums, mark_sending, sums_of
 from hq_backups.engine.repository.s3_write import Write, compared
@@ -81,7 +81,7 @@ class S3Repository:
         try:
             if self._exists(self._wanted) or not self._exists(fallback):
                 return self._wanted
-        except (ClientError, BotoCoreError):
+        except FAILURES:
             return None
         self.note = (
             f"bucket {self._wanted} does not exist, {fallback} does and is used; name it in the settings"
@@ -113,7 +113,7 @@ class S3Repository:
         """Return the service's word (Enabled, Suspended, Never; None: it cannot be asked) and a reason."""
         try:
             answer: Mapping[str, Any] = self.client.get_bucket_versioning(Bucket=self.bucket)
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             if code_of(error) in _CANNOT_BE_ASKED or is_unsupported(error):
                 return None, f"whether it keeps versions cannot be asked ({code_of(error)})"
             raise translate(error, self.config, self.bucket) from error
@@ -136,12 +136,17 @@ class S3Repository:
 
     def head(self, key: str, version_id: str | None = None) -> StoredObject | None:
         """Return an object's facts; None when there is none, which a missing bucket is not."""
-        wanted: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "ChecksumMode": "ENABLED"}
+        wanted: dict[str, Any] = {"Bucket": self.bucket, "Key": key}
         if version_id is not None:
             wanted["VersionId"] = version_id
         try:
+            try:
+                return from_head(self.bucket, key, self.client.head_object(**wanted, ChecksumMode="ENABLED"))
+            except ClientError as error:
+                if not is_unsupported(error):
+                    raise
             return from_head(self.bucket, key, self.client.head_object(**wanted))
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             if not is_missing(error):
                 raise translate(error, self.config, self.bucket, key) from error
         # HEAD has no body to say what is missing.
@@ -185,7 +190,8 @@ class S3Repository:
         client = self.one_try_client()
         checksum = {"ChecksumCRC32": encode_crc32(sums.crc32)}
         Write(self, key, write, stands, if_none_match=if_none_match, optional=checksum).run()
-        return compared(self, key, sent, told, (metadata or {}).get(RUN_METADATA))
+        run = (metadata or {}).get(RUN_METADATA)
+        return compared(self, key, sent, told, run, has_crc32="ChecksumCRC32" in told)
 
     def put_manifest(self, key: str, raw: bytes, *, if_none_match: bool = False) -> StoredObject:
         """Write a manifest and compare it."""
@@ -246,7 +252,7 @@ class S3Repository:
         """Abort a multipart upload; one that is gone is fine."""
         try:
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             if code_of(error) == "NoSuchUpload" or is_missing(error):
                 return
             failure = translate(error, self.config, self.bucket, key)

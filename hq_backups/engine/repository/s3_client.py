@@ -11,12 +11,21 @@ from botocore.config import Config as BotoConfig
 
 from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import ConfigurationError
-from hq_backups.engine.repository.s3_errors import explained
+from hq_backups.engine.repository.s3_errors import CutAnswer, explained
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["Network", "explained", "is_aws", "make_client"]
+
+_ANSWER_WITH_XML = (
+    "CompleteMultipartUpload",
+    "CreateMultipartUpload",
+    "GetBucketVersioning",
+    "ListMultipartUploads",
+    "ListObjectVersions",
+    "ListObjectsV2",
+)
 
 SIGNING_REGION = "us-east-1"
 """What botocore signs with when a service that is not AWS has no region set."""
@@ -84,4 +93,12 @@ def make_client(
             f"S3 cannot be used with these settings: {error}",
             hint="See aws_endpoint and aws_region: list_backups --config",
         ) from error
+    for operation in _ANSWER_WITH_XML:
+        client.meta.events.register(f"before-parse.s3.{operation}", _refuse_nothing)
     return client
+
+
+def _refuse_nothing(response_dict: dict[str, Any], operation_model: Any, **_: Any) -> None:
+    """Raise CutAnswer for a success without its body: it would pass for an empty list, or for no versions."""
+    if response_dict["status_code"] < 300 and not response_dict["body"]:
+        raise CutAnswer(operation_model.name)

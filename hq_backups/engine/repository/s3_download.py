@@ -7,11 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-from urllib3.exceptions import HTTPError
-
 from hq_backups.engine.errors import ObjectMismatch, RepositoryError
-from hq_backups.engine.repository.s3_errors import is_transient, status_of, translate
+from hq_backups.engine.repository.s3_errors import FAILURES, CutAnswer, is_transient, status_of, translate
 
 if TYPE_CHECKING:
     from hq_backups.engine.repository.s3 import S3Repository
@@ -151,7 +148,7 @@ class ObjectReader(io.RawIOBase):
             try:
                 filled = self._fill(data, filled, begin)
                 error: Exception | None = None
-            except (ClientError, BotoCoreError, HTTPError, OSError) as problem:
+            except (*FAILURES, OSError) as problem:
                 filled, error = max(filled, getattr(problem, "filled", filled)), problem
             if self._stop.is_set():
                 return None
@@ -175,7 +172,7 @@ class ObjectReader(io.RawIOBase):
             while filled < len(data) and not self._stop.is_set():
                 try:
                     piece = body.read(min(PIECE, len(data) - filled))
-                except (BotoCoreError, HTTPError, OSError) as error:
+                except (*FAILURES, OSError) as error:
                     error.filled = filled  # type: ignore[union-attr]
                     raise
                 if not piece:
@@ -188,6 +185,8 @@ class ObjectReader(io.RawIOBase):
 
     def _check_range(self, answer: Any, first: int) -> None:
         told = str(answer.get("ContentRange", ""))
+        if not told and "ETag" not in answer:
+            raise CutAnswer("GetObject")
         if not told:
             raise RepositoryError(f"the service does not give ranges of {self._key}")
         span, _, total = told.removeprefix("bytes ").partition("/")

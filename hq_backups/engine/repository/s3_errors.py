@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from hq_backups.engine import errors
@@ -41,7 +42,25 @@ _CORRUPTED = {
     "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
     "ContentSHA256Mismatch", "InvalidChunk",
 }  # fmt: skip
-_NETWORK = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, HTTPError, OSError)
+_NETWORK = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    ResponseParserError,
+    HTTPError,
+    OSError,
+)
+
+FAILURES = (boto.ClientError, boto.BotoCoreError, ResponseParserError, HTTPError)
+"""What a request can raise."""
+
+
+class CutAnswer(boto.ConnectionClosedError):
+    """An answer that ended in the middle: http.client takes half of the headers for all of them."""
+
+    def __init__(self, what: str) -> None:
+        """Say which answer."""
+        super().__init__(endpoint_url=what)
 
 
 @contextlib.contextmanager
@@ -49,7 +68,7 @@ def explained(config: S3Config, bucket: str, key: str | None = None) -> Iterator
     """Raise what goes wrong inside as errors of ours."""
     try:
         yield
-    except (boto.ClientError, boto.BotoCoreError, HTTPError, OSError) as error:
+    except (*FAILURES, OSError) as error:
         raise translate(error, config, bucket, key) from error
 
 
@@ -167,6 +186,8 @@ def _network_words(error: Exception) -> str:
         return "connection refused"
     if isinstance(error, boto.ConnectTimeoutError) or "unreachable" in text or "No route" in text:
         return "no connection in time" if "unreachable" not in text else "network unreachable"
+    if isinstance(error, ResponseParserError):
+        return f"its answer is no S3 answer ({text})"
     if isinstance(error, (boto.ReadTimeoutError, TimeoutError)) or "timed out" in text:
         return "no answer in time"
     if "reset" in text or isinstance(error, boto.ConnectionClosedError):

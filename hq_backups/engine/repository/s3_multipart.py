@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from hq_backups.engine.errors import ObjectMismatch
 from hq_backups.engine.repository.s3_compare import Sent, encode_crc32, encode_md5, part_differs
-from hq_backups.engine.repository.s3_errors import is_corrupted, is_transient, is_unsupported
+from hq_backups.engine.repository.s3_errors import (
+    FAILURES,
+    CutAnswer,
+    is_corrupted,
+    is_transient,
+    is_unsupported,
+)
 from hq_backups.engine.repository.s3_object import RUN_METADATA, StoredObject, has_key_service
 from hq_backups.engine.repository.s3_parts import FileSection, Interrupted, Sums
 from hq_backups.engine.repository.s3_write import ANSWERED_TRIES, Write, compared
@@ -88,6 +94,8 @@ class Multipart:
                 **proof,
             )
             etag = answer.get("ETag", "")
+            if not etag:
+                raise CutAnswer("UploadPart")
             if part_differs(sums, etag, answer.get("ChecksumCRC32"), has_key_service(answer)):
                 message = f"part {number} arrived with other content"
                 raise ObjectMismatch(message, key=self._key, bucket=self._repo.bucket)
@@ -129,7 +137,7 @@ class Multipart:
                 raise Interrupted
             try:
                 return request()
-            except (ClientError, BotoCoreError, ObjectMismatch) as error:
+            except (*FAILURES, ObjectMismatch) as error:
                 wrong = isinstance(error, ObjectMismatch) or is_corrupted(error)
                 corrupted += wrong
                 again = corrupted < ANSWERED_TRIES if wrong else is_transient(error)
@@ -171,7 +179,8 @@ class Multipart:
         )
         write.run()
         self._completed = True
-        return compared(self._repo, self._key, sent, told, self._metadata.get(RUN_METADATA))
+        run = self._metadata.get(RUN_METADATA)
+        return compared(self._repo, self._key, sent, told, run, has_crc32=self._crc_known)
 
     def _listed(self, part: SentPart) -> dict[str, Any]:
         listed: dict[str, Any] = {"PartNumber": part.number, "ETag": part.etag}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from hq_backups.engine.repository.s3_errors import CutAnswer
+
 RUN_METADATA = "hq-backups-run"
 """Metadata name of the run that sent an object."""
 
@@ -46,7 +48,9 @@ def version(value: str | None) -> str | None:
 
 
 def from_head(bucket: str, key: str, answer: Mapping[str, Any]) -> StoredObject:
-    """Return the object that a HeadObject answer describes."""
+    """Return the object that a HeadObject answer describes; raises CutAnswer."""
+    if not {"ContentLength", "ETag", "LastModified"} <= answer.keys():
+        raise CutAnswer("HeadObject")
     return StoredObject(
         bucket=bucket,
         key=key,

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from hq_backups.engine.errors import HQBackupsError, ReadBackFailed, RepositoryError
 from hq_backups.engine.repository.s3_compare import Sent
-from hq_backups.engine.repository.s3_errors import translate
+from hq_backups.engine.repository.s3_errors import FAILURES, translate
 from hq_backups.engine.repository.s3_multipart import Multipart, SentPart
 from hq_backups.engine.repository.s3_object import StoredObject
 from hq_backups.engine.repository.s3_pace import Pace
@@ -123,7 +121,7 @@ class FollowingUpload:
             raise RepositoryError("the upload was aborted")
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, (ClientError, BotoCoreError)):
+        if isinstance(error, FAILURES):
             cause = error
             error = translate(error, self._repo.config, self._repo.bucket, self._key)
             error.__cause__ = cause

@@ -1,0 +1,55 @@
+"""What the last good backup says about the next one: the space that it takes, and whether the store shrank."""
+
+from __future__ import annotations
+
+from hq_backups.engine import space
+from hq_backups.engine.catalog import good_local
+from hq_backups.engine.errors import NotEnoughSpace, PreflightFailed
+from hq_backups.engine.events import Events
+from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.repository.local import LocalRepository
+from hq_backups.engine.stores.base import Prepared, Store
+
+SHRUNK = 0.25
+"""A store with less than this part of what it held is not backed up over the last good backup unasked."""
+SHRUNK_BYTES = 64 << 20
+HOPELESS, DOUBTFUL = 20, 3
+"""How far a first backup may be expected to compress: beyond the one it fails, beyond the other it is warned of."""
+
+
+def newest_good(store: Store) -> Manifest | None:
+    """Return the newest good local artifact's manifest."""
+    return max(good_local(store), key=lambda m: m.started_at, default=None)
+
+
+def require_space(
+    repository: LocalRepository, last: Manifest | None, prepared: Prepared, events: Events
+) -> None:
+    """Judge by the last artifact's ratio when there is one; else only what is hopeless fails."""
+    free = space.free_bytes(repository.directory)
+    if last is not None and last.plain_size:
+        needed = int(prepared.estimate * last.size / last.plain_size * 1.1)
+    else:
+        needed = prepared.estimate // HOPELESS
+        if free < prepared.estimate // DOUBTFUL:
+            what = space.human_bytes(prepared.estimate)
+            events.warning("space", f"{space.human_bytes(free)} are free for a backup of {what}")
+    if free < needed:
+        raise NotEnoughSpace(
+            path=repository.directory,
+            free=space.human_bytes(free),
+            needed=space.human_bytes(needed),
+            hint="Free space there, or see what may go: prune_backups --dry-run",
+        )
+
+
+def refuse_shrink(last: Manifest | None, prepared: Prepared) -> None:
+    """Refuse a store that lost most of what it held: an empty server must not push out the last good backup."""
+    if last is None or last.plain_size - prepared.estimate < SHRUNK_BYTES:
+        return
+    if prepared.estimate < last.plain_size * SHRUNK:
+        raise PreflightFailed(
+            f"{last.store} holds {space.human_bytes(prepared.estimate)}, at its last good backup "
+            f"({last.name}) it held {space.human_bytes(last.plain_size)}",
+            hint="Is it the right server, and whole? If it is meant to be so small: --accept-shrink",
+        )

@@ -1,0 +1,91 @@
+"""Put a backup back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from hq_backups import restoring
+from hq_backups.cli import EngineCommand, store_name
+from hq_backups.engine.errors import Exit, UsageError
+from hq_backups.engine.requests import RestoreRequest, Selection, UndoRequest
+
+
+class Command(EngineCommand):
+    """Restore: show the plan, have it confirmed, do it, say what comes next."""
+
+    help = "Restore a backup: shows its plan first, keeps the old data aside, rolls back when it fails."
+    examples = """\
+  %(prog)s postgres latest --dry-run                  the plan, nothing else
+  %(prog)s postgres latest --source s3
+  %(prog)s postgres postgres_monolith_daily_2026_11_22.tar.gz
+  %(prog)s postgres latest --target-dir /mnt/x/pg     unpack there, touch nothing that runs
+  %(prog)s postgres --undo                            put back what the last restore set aside
+  %(prog)s postgres latest --noinput --confirm-env monolith"""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Add this command's options."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "store", metavar="STORE", type=store_name, help="postgres, couch, blobdb or elasticsearch"
+        )
+        parser.add_argument(
+            "name", metavar="NAME", nargs="?", help="a name that list_backups shows, a path, a key, or latest"
+        )
+        parser.add_argument(
+            "--undo", action="store_true", help="put back what the last restore set aside, or finish it"
+        )
+        parser.add_argument(
+            "--source", choices=["local", "s3"], help="which copy (default: the local one if there is one)"
+        )
+        parser.add_argument("--host", help="of which host, where several have one")
+        parser.add_argument(
+            "--version-id", metavar="V", help="which version of an object in a bucket that keeps them"
+        )
+        parser.add_argument(
+            "--target-dir", metavar="D", type=Path, help="unpack into this new directory instead"
+        )
+        parser.add_argument(
+            "--staging-dir", metavar="D", type=Path, help="where to unpack before the swap (default: beside)"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="show the plan, do nothing")
+        parser.add_argument(
+            "--noinput", "--no-input", action="store_true", help="ask nothing; needs --confirm-env"
+        )
+        parser.add_argument(
+            "--confirm-env", metavar="ENV", help="the environment's name, in place of typing it"
+        )
+        parser.add_argument(
+            "--from-env", metavar="ENV", help="the other environment whose backup may be put here"
+        )
+        parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
+
+    def perform(self, **options: Any) -> Exit:
+        """Check what was typed, then hand over."""
+        if options["undo"] == bool(options["name"]):
+            raise UsageError(
+                "name a backup, or give --undo, not both", hint="See what there is: list_backups"
+            )
+        for name in ("target_dir", "staging_dir"):
+            if options[name] is not None and not options[name].is_absolute():
+                raise UsageError(f"--{name.replace('_', '-')} must be an absolute path: {options[name]}")
+        (store,) = self.stores(options["store"])
+        if options["undo"]:
+            return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
+        selection = Selection(
+            store,
+            options["name"],
+            source=options["source"],
+            host=options["host"],
+            version_id=options["version_id"],
+        )
+        request = RestoreRequest(
+            selection,
+            target_dir=options["target_dir"],
+            staging_dir=options["staging_dir"],
+            from_env=options["from_env"],
+            disconnect=options["disconnect"],
+        )
+        return restoring.confirmed_run(self, "restore", request, options)
