@@ -17,7 +17,6 @@ from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.streams import PlainReader, write_all
 
 BLOCK = tarfile.BLOCKSIZE
-WRITE_BACK = 16 << 20
 
 
 def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
@@ -97,14 +96,8 @@ def _write_file(plain: PlainReader, member: tarfile.TarInfo, path: Path) -> None
     try:
         # Not left to the umask: a cluster with group access must keep it.
         os.fchmod(fd, 0o600 | member.mode & 0o070)
-        unsent, position = 0, 0
         for piece in plain.pieces(member.size):
             write_all(fd, piece, path)
-            unsent += len(piece)
-            if unsent >= WRITE_BACK:
-                # Begins to write those pages to disk, and returns at once (Linux: mm/fadvise.c).
-                os.posix_fadvise(fd, position, unsent, os.POSIX_FADV_DONTNEED)
-                position, unsent = position + unsent, 0
     finally:
         os.close(fd)
 

@@ -29,6 +29,7 @@ from hq_backups.engine.stores.base import Prepared, Store, Stream
 from hq_backups.engine.streams import ArtifactWriter, Digest, ReadBack
 from hq_backups.engine.upload import send_missing
 from hq_backups.engine.verify import clean_scratch
+from hq_backups.engine.verify import clean_scratch
 from hq_backups.engine.when import local_time
 
 

@@ -76,8 +76,13 @@ class BucketUpload:
         """Tell whether the planned key is the one per type and host."""
         return self._plan is not None and self._plan.fixed
 
-    def plan(self, name: str, run: str, type_: str, local: datetime, mode: str) -> None:
-        """Choose the key; raises ForeignObject when it is not ours to write."""
+    def plan(
+        self, name: str, run: str, type_: str, local: datetime, mode: str, done: Manifest | None = None
+    ) -> None:
+        """Choose the key; raises ForeignObject when it is not ours to write.
+
+        ``done`` describes a finished artifact, whose object may stand there already: it is not sent twice.
+        """
         self._run = run
         if self._failure is not None or self._bucket is None:
             return
@@ -95,6 +100,8 @@ class BucketUpload:
                 name=name,
                 started_local=local,
                 want_versions=config.s3 is not None and config.s3.versioning,
+                size=done.size if done else None,
+                crc32=int(done.crc32, 16) if done else None,
             )
         except ForeignObject:
             raise
@@ -136,10 +143,10 @@ class BucketUpload:
             self._upload.advance(size)
 
     def abort(self) -> None:
-        """Leave nothing of it in the bucket."""
+        """Leave nothing of it in the bucket; what cannot be reached now stays on record for the next run."""
         if self._upload is not None:
-            self._upload.abort()
-            self._local.forget_upload(self._run)
+            if self._upload.abort():
+                self._local.forget_upload(self._run)
             self._upload = None
 
     def finish(self, manifest: Manifest) -> BaseException | None:

@@ -220,6 +220,8 @@ def _by_path(store: Store, path: Path) -> tuple[Entry, dict[str, Any]]:
     entry = next((e for a in found if a.path == path and (e := _local_entry(a, store)) is not None), None)
     if entry is None:
         raise BadManifest("it has no manifest and its name says nothing", name=path)
+    if entry.problem is not None:
+        raise CorruptBackup(entry.problem, name=path)
     return entry, entry.locations[0]
 
 
@@ -253,6 +255,9 @@ def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
 
     fitting = [e for e in known if fits(e)]
     good = [e for e in fitting if e.problem is None]
+    if selection.source == "s3":
+        # Two runs of one day have one name, but each its own key.
+        good = [e for e in good if any(p.get("key") == wanted for p in e.locations)] or good
     if good:
         hosts = sorted({e.host for e in good if e.host is not None})
         if len(hosts) > 1:

@@ -27,10 +27,10 @@ class Service(Protocol):
     """A server whose data directory is exchanged; what is watched is told by the monitor's names."""
 
     def describe(self) -> str:
-        """Name the server and how it is controlled, for people."""
+        """Name the server, shortly, for people."""
 
     def facts(self) -> Mapping[str, Any]:
-        """Return the same as plain data, for the journal."""
+        """Return it with its commands as plain data, for the plan and the journal: ``stop``, ``start``."""
 
     def is_running(self) -> bool:
         """Tell whether any process of the server works on the data directory."""
@@ -113,8 +113,8 @@ class CommandService:
     start_seconds: float = START_SECONDS
 
     def describe(self) -> str:
-        """Name the server and the command that starts it."""
-        return f"{self.name} ({' '.join(self.start_command)})"
+        """Name the server."""
+        return self.name
 
     def facts(self) -> Mapping[str, Any]:
         """Return the commands as plain data."""

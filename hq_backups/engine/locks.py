@@ -142,7 +142,7 @@ def describe_holder(path: Path) -> str:
     return f"{who}, since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def process_started(pid: int) -> int | None:
+def process_started(pid: int | str) -> int | None:
     """Return when a process began, in ticks since boot, which tells it from a later one of the same pid."""
     try:
         stat = Path(f"/proc/{int(pid)}/stat").read_bytes()

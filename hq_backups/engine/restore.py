@@ -36,6 +36,7 @@ from hq_backups.engine.unpack import unpack
 
 MARGIN = 64 << 20
 """Bytes that stay free beside what is unpacked."""
+_NOTHING_BACK = "there were no data before and are none now; restore a backup: restore_backup {} latest"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
         )
     if plan.connections and not request.disconnect:
         raise PreflightFailed(
-            f"{len(plan.connections)} clients are connected, among them {plan.connections[0]}",
+            f"clients are connected to the server ({len(plan.connections)}), among them {plan.connections[0]}",
             hint=f"Stop HQ first (commcare-cloud {config.env} downtime start), or add --disconnect.",
         )
     _make_parents(target, plan.owner)
@@ -107,7 +108,7 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
             unpack_seconds=round(unpacked - began, 1),
             downtime_seconds=round(time.monotonic() - unpacked, 1),
             old_data=str(swap.journal.old) if swap.journal.old_inode is not None else None,
-            next_steps=list(plan.next_steps),
+            next_steps=[*plan.next_steps, *_clearing(swap.journal)],
         )
     return Exit.OK
 
@@ -140,16 +141,23 @@ def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> E
     """Put back what the last restore set aside, or finish what a kill left between two renames."""
     store = open_store(config, request.store)
     target = store.target().resolve()
+    planned = Swap.load(target).journal
+    events.emit("plan", undo=True, store=store.name, env=config.env, **_undo_facts(planned))
     if request.plan_only:
-        swap = Swap.load(target)
-        events.emit("plan", undo=True, store=store.name, env=config.env, **_undo_facts(swap.journal))
         return Exit.OK
     with _locks(store, target, run_id):
         if switch_back(target, store.service(None), lambda: store.check_serving(None, events), events):
             journal = Swap.load(target).journal
-            events.emit("data", failed_data=str(journal.failed), old_data=None, next_steps=store.next_steps())
+            steps = (
+                store.next_steps() if journal.old_inode is not None else [_NOTHING_BACK.format(store.name)]
+            )
+            events.emit("data", failed_data=str(journal.failed), old_data=None, next_steps=steps)
         _remove_leftovers(target, events)
     return Exit.OK
+
+
+def _clearing(journal: Journal) -> list[str]:
+    return [f"delete the old data when you are sure: {journal.old}"] if journal.old_inode is not None else []
 
 
 def _undo_facts(journal: Journal) -> dict[str, Any]:
@@ -160,6 +168,9 @@ def _undo_facts(journal: Journal) -> dict[str, Any]:
         "target": str(journal.target),
         "old_data": str(journal.old) if journal.old_inode is not None else None,
         "failed_data": str(journal.failed),
+        "afterwards": None
+        if journal.old_inode is not None
+        else "no data, and the server stays down: there were no data before this restore",
     }
 
 
@@ -329,7 +340,7 @@ def _unpack(
     events: Events,
 ) -> None:
     """Do the data work as the store's user."""
-    events.step("unpack", f"unpacking {manifest.name} to {target}")
+    events.step("unpack", f"unpacking {manifest.name}")
     request = UnpackRequest(to_plain(manifest), dict(location), target)
     if os.geteuid() == 0 and owner != "root":
         run_as(Job("unpack", config, to_plain(request), run_id), owner, events)

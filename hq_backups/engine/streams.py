@@ -297,8 +297,6 @@ class PlainReader:
             data = item
             if not data:
                 self._queue.put(data)
-        self._plain_sha.update(data)
-        self._plain_crc = codecs.crc32(data, self._plain_crc)
         return data
 
     def read(self, n: int = -1) -> bytes:
@@ -408,6 +406,9 @@ class PlainReader:
             if self._decompressor.eof:
                 self._pending = self._decompressor.unused_data
             if plain:
+                # Hashed here and not where they are used: writing them is the other thread's whole work.
+                self._plain_sha.update(plain)
+                self._plain_crc = codecs.crc32(plain, self._plain_crc)
                 self._plain_size += len(plain)
                 if self._max_plain is not None and self._plain_size > self._max_plain:
                     raise CorruptBackup(

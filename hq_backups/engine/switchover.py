@@ -79,7 +79,7 @@ def undo(target: Path, service: Service, test: Test, events: Events) -> bool:
         try:
             with _Watch(service, watched, events) as watch:
                 _stop(service, events)
-                _tell(events, "swap", f"putting the old data back at {swap.target}")
+                _tell(events, "swap", _going_back(swap))
                 swap.put_back()
                 if start and journal.old_inode is not None:
                     _tell(events, "start", f"starting {service.describe()} on the old data")
@@ -141,7 +141,10 @@ def _forward(
     with interrupts.allowed():
         _stop(service, events)
     swap.mark("stopped")
-    _tell(events, "swap", f"setting {swap.target} aside as {swap.journal.old.name}")
+    if swap.journal.old_inode is None:
+        _tell(events, "swap", f"putting the restored data at {swap.target}")
+    else:
+        _tell(events, "swap", f"setting the old data aside as {swap.journal.old.name}")
     swap.swap_in()
     swap.mark("starting")
     with interrupts.allowed():
@@ -187,11 +190,18 @@ def _stop(service: Service, events: Events) -> None:
 
 
 def _needs_hands(swap: Swap, service: Service, why: str) -> RestoreNeedsHands:
+    start = " ".join(str(word) for word in service.facts().get("start") or ())
     return RestoreNeedsHands(
         f"{why}. {swap.where()}",
-        hint=f"Mend the cause, then: restore_backup {swap.journal.store} --undo. "
-        f"The server: {service.describe()}",
+        hint=f"Mend the cause, then: restore_backup {swap.journal.store} --undo"
+        + (f"\n{service.describe()} is started by: {start}" if start else ""),
     )
+
+
+def _going_back(swap: Swap) -> str:
+    if swap.journal.old_inode is None:
+        return f"taking the restored data away from {swap.target}; there were none before"
+    return f"putting the old data back at {swap.target}"
 
 
 def _note(swap: Swap, events: Events, phase: str, **changes: object) -> None:

@@ -40,7 +40,7 @@ def send_missing(store: Store, repository: LocalRepository, events: Events) -> E
             continue
         bucket = BucketUpload(store, repository, events)
         local = local_time(manifest.taken_at, store.config.timezone)
-        bucket.plan(manifest.name, manifest.run, manifest.type, local, manifest.mode)
+        bucket.plan(manifest.name, manifest.run, manifest.type, local, manifest.mode, manifest)
         if bucket.fixed and newest.get(manifest.type, "") > manifest.started_at:
             events.step("upload", f"{manifest.name} stays here: a newer {manifest.type} one is in the bucket")
             continue

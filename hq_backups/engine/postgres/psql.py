@@ -5,6 +5,7 @@ SQL goes over standard input, passwords through a temporary 0600 pgpass file: ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -18,8 +19,10 @@ from typing import Any
 
 from hq_backups.engine import process
 from hq_backups.engine.errors import HQBackupsError, PreflightFailed, ProducerFailed, ServiceError
+from hq_backups.engine.locks import process_started
 
 CONNECT_SECONDS = 10
+_PGPASS = "hqb-pgpass-"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Server:
         if self.password is None:
             yield env
             return
-        fd, path = tempfile.mkstemp(prefix="hqb-pgpass-")
+        _remove_strays()
+        fd, path = tempfile.mkstemp(prefix=f"{_PGPASS}{os.getpid()}-")
         try:
             if self.os_user is not None and os.geteuid() == 0:
                 entry = pwd.getpwnam(self.os_user)
@@ -71,6 +75,15 @@ class Server:
             yield {**env, "PGPASSFILE": path}
         finally:
             os.unlink(path)
+
+
+def _remove_strays() -> None:
+    """Remove the password files of runs that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PGPASS}*"):
+        pid = path.name.removeprefix(_PGPASS).split("-")[0]
+        if pid.isdigit() and process_started(pid) is None:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _quote(value: str) -> str:
@@ -123,6 +136,16 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         r"no pg_hba\.conf entry",
         "the server at {where} refuses this connection: {detail}",
         "Add a line for user {user} to pg_hba.conf and reload the server.",
+    ),
+    (
+        r"must be superuser|must have privileges of|permission denied (?:to|for) ",
+        "user {user} is not a superuser of the server at {where}: {detail}",
+        "Run as the server's own system user (postgresql_backup_os_user), or name a superuser in postgres_users.",
+    ),
+    (
+        r"failed: Permission denied",
+        "this user may not reach the socket at {where}: {detail}",
+        "Correct postgresql_host (the server's socket directory), or the directory's mode.",
     ),
     (
         r"max_wal_senders|all replication slots are in use|remaining connection slots",

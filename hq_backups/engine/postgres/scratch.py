@@ -18,6 +18,8 @@ from hq_backups.engine.postgres.tools import Tools
 PORT = 5432
 """Only names the socket file in a directory of its own: no TCP port is opened."""
 
+HOME_PREFIX = "hqb-scratch-"
+
 START_SECONDS = 24 * 3600
 
 _LIMIT = re.compile(r"^(max_\w+) setting:\s+(\d+)$", re.MULTILINE)
@@ -59,7 +61,7 @@ def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: s
     for stray in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
         (data_dir / stray).unlink(missing_ok=True)
     # Socket paths are limited to 107 bytes: not below the data directory.
-    home = Path(tempfile.mkdtemp(prefix="hqb-"))
+    home = Path(tempfile.mkdtemp(prefix=HOME_PREFIX))
     try:
         log = home / "log"
         config, hba = home / "postgresql.conf", home / "pg_hba.conf"
@@ -82,11 +84,23 @@ def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: s
         shutil.rmtree(home, ignore_errors=True)
 
 
-def stop(data_dir: Path, pg_ctl: Path) -> None:
+def stop(data_dir: Path, pg_ctl: Path, user: str | None = None) -> None:
     """Stop a scratch server, at once if need be; one that is not running is fine."""
     if (data_dir / "postmaster.pid").exists():
         argv = [str(pg_ctl), "stop", "-w", "-t", "60", "-m", "immediate", "-D", str(data_dir)]
-        process.run(argv, check=False, timeout=90, leaves_daemon=True)
+        process.run(argv, user=user, check=False, timeout=90, leaves_daemon=True)
+
+
+def clean(data_dir: Path, pg_ctl: Path, user: str | None) -> None:
+    """Stop the server that a killed run left on its scratch tree, and remove its socket's directory."""
+    try:
+        # postmaster.pid, fifth line: the socket directory (postgresql.org/docs, src/include/utils/pidfile.h).
+        home: Path | None = Path((data_dir / "postmaster.pid").read_text().splitlines()[4])
+    except (OSError, IndexError):
+        home = None
+    stop(data_dir, pg_ctl, user)
+    if home is not None and home.name.startswith(HOME_PREFIX) and home.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _settings(data_dir: Path, home: Path, hba: Path, pg_controldata: Path) -> dict[str, str]:

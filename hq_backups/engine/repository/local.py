@@ -20,11 +20,13 @@ from typing import Any
 from hq_backups.engine import names
 from hq_backups.engine.errors import BadManifest, DiskFull, HQBackupsError, PreflightFailed
 from hq_backups.engine.events import Events
+from hq_backups.engine.locks import HOLDER_NAME, process_started
 from hq_backups.engine.manifest import MAX_BYTES, Manifest, load_manifest
 
 _PENDING = ".pending.json"
 _UPLOAD = ".upload.json"
 _VERIFIED = ".verified.json"
+_PROBE = ".hq_backups.probe-"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class LocalRepository:
         """Make the directory (0700) when it is missing, prove that it can be written; loose modes are warned of."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self.directory / f".hq_backups.probe-{os.getpid()}"
+            probe = self.directory / f"{_PROBE}{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
@@ -115,6 +117,10 @@ class LocalRepository:
             events.step("recover", f"removed {path.name}, left by a run that died")
         for path in list(self.directory.glob(f".*{_PENDING}")):
             path.unlink()
+        for path in list(self.directory.glob(f"{_PROBE}*")) + list(self.directory.glob(f"{HOLDER_NAME}.*")):
+            pid = path.name.rpartition("-" if path.name.startswith(_PROBE) else ".")[2]
+            if process_started(pid) is None:
+                path.unlink(missing_ok=True)
         self._sync()
 
     def remove(self, name: str) -> None:

@@ -5,7 +5,6 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
@@ -196,8 +195,11 @@ class Multipart:
             return None
         return stands
 
-    def abort(self) -> None:
-        """Take the parts away, unless the object was made of them; never raises."""
+    def abort(self) -> bool:
+        """Take the parts away, unless the object was made of them; never raises, tells whether none are left."""
         if self._upload_id is not None and not self._completed:
-            with contextlib.suppress(Exception):
+            try:
                 self._repo.abort_upload(self._key, self._upload_id)
+            except Exception:
+                return False
+        return True

@@ -102,17 +102,23 @@ class FollowingUpload:
         self._file.close()
         return stored
 
-    def abort(self) -> None:
-        """Leave nothing unfinished in the bucket and no thread running; never raises."""
+    def abort(self) -> bool:
+        """Leave nothing unfinished in the bucket and no thread running; never raises.
+
+        False means that something may be left there, for a later run to abort.
+        """
         with self._changed:
             self._stop.set()
             self._changed.notify_all()
         deadline = time.monotonic() + ABORT_WAIT
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self._multipart.abort()
-        if not any(thread.is_alive() for thread in self._threads) and hasattr(self, "_file"):
+        clean = self._multipart.abort()
+        if any(thread.is_alive() for thread in self._threads):
+            return False
+        if hasattr(self, "_file"):
             self._file.close()
+        return clean
 
     def _raise_failure(self) -> None:
         if self.failed is not None:

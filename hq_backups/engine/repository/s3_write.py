@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hq_backups.engine.errors import ForeignObject, ObjectMismatch, RepositoryError
+from hq_backups.engine.errors import ForeignObject, ObjectMismatch, RepositoryError, Unreachable
 from hq_backups.engine.repository.s3_compare import Sent, bare_etag, compare
 from hq_backups.engine.repository.s3_errors import (
     FAILURES,
@@ -110,23 +110,39 @@ def compared(
 ) -> StoredObject:
     """Look at an object that was just written, return it with what proves it; raises ObjectMismatch.
 
-    ``told`` is the answer to the write, ``has_crc32`` whether the service keeps checksums. An object of ``run`` that is not what was sent is taken away.
+    ``told`` is the answer to the write, ``has_crc32`` whether the service keeps checksums. An object of
+    ``run`` that is not what was sent is taken away.
     """
     made = version(told.get("VersionId"))
-    stored = repo.head(key, made)
+    stored = _look(repo, key, made)
     for _ in range(2):
         # A HEAD whose headers were cut looks like one of a service without checksums.
         if stored is not None and stored.crc32 is None and has_crc32:
-            stored = repo.head(key, stored.version_id)
+            time.sleep(0.5)
+            stored = _look(repo, key, stored.version_id)
     if stored is None:
         raise ObjectMismatch("it is not there", key=key, bucket=repo.bucket)
     try:
-        if told.get("ETag") and bare_etag(told["ETag"]) != bare_etag(stored.etag):
+        checked = compare(stored, sent, told.get("ChecksumCRC32"))
+        # Only where nothing better is known: some services answer a write with another form of ETag.
+        if checked == "size" and told.get("ETag") and bare_etag(told["ETag"]) != bare_etag(stored.etag):
             raise ObjectMismatch("its ETag changed after it was written", key=key, bucket=repo.bucket)
-        return replace(stored, checked=compare(stored, sent, told.get("ChecksumCRC32")))
+        return replace(stored, checked=checked)
     except ObjectMismatch:
         if made is not None or (run is not None and stored.metadata.get(RUN_METADATA) == run):
             which: Any = {"VersionId": made} if made is not None else {}
             with contextlib.suppress(*FAILURES):
                 repo.client.delete_object(Bucket=repo.bucket, Key=key, **which)
         raise
+
+
+def _look(repo: S3Repository, key: str, made: str | None) -> StoredObject | None:
+    """Return what stands there; it was written, so a network that fails now is worth some patience."""
+    deadline = time.monotonic() + repo.network.patience
+    while True:
+        try:
+            return repo.head(key, made)
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)

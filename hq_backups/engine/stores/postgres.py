@@ -247,7 +247,8 @@ class PostgresPlain(Store):
         version = _read(tree / "PG_VERSION").strip()
         if version.isdigit():
             with contextlib.suppress(HQBackupsError):
-                scratch.stop(tree, self.tools.own("pg_ctl", int(version)).path)
+                user = tree.owner() if os.geteuid() == 0 else None
+                scratch.clean(tree, self.tools.own("pg_ctl", int(version)).path, user)
 
     def target(self) -> Path:
         """Return the cluster's data directory."""
@@ -285,10 +286,14 @@ class PostgresPlain(Store):
                     hint="Restore beside it: restore_backup postgres … --target-dir DIR",
                 )
         service = self.service(manifest)
+        commands = service.facts()
         return {
             "version": str(manifest.source.get("version", major)),
             "programs": str(programs.path.parent),
             "service": service.describe(),
+            "stopped_by": [" ".join(argv) for argv in commands.get("stop", ())],
+            "started_by": " ".join(commands.get("start", ())),
+            "monit_paused": list(service.watched()),
             "connections": self._connections() if service.is_running() else [],
         }
 
@@ -296,7 +301,7 @@ class PostgresPlain(Store):
         """List who else is connected; a server that does not answer has nobody."""
         sql = (
             "SELECT coalesce(json_agg(format('%s on %s from %s', usename, datname,"
-            " coalesce(client_addr::text, 'local'))), '[]') FROM pg_stat_activity"
+            " coalesce(host(client_addr), 'local'))), '[]') FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         try:
