@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,12 @@ def url(config: S3Config) -> str:
     return where
 
 
-def test_other_services_are_addressed_by_path_and_signed_for_some_region() -> None:
+def test_other_services_are_addressed_by_path_whatever_the_users_own_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
     signed = url(S3Config("a", "s", "https://s3.example.org:9000"))
     assert signed.startswith("https://s3.example.org:9000/the-bucket/k?")
 

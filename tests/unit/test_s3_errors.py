@@ -117,7 +117,7 @@ def test_errors_of_ours_pass_unchanged() -> None:
         (answered("InternalError", 500), True, False, False),
         (answered("RequestTimeout", 400), True, False, False),
         (boto.ConnectionClosedError(endpoint_url="x"), True, False, False),
-        (boto.SSLError(endpoint_url="x", error="y"), False, False, False),
+        (boto.SSLError(endpoint_url="x", error=OSError("y")), False, False, False),
         (answered("AccessDenied", 403), False, False, False),
         (answered("BadDigest", 400), False, True, False),
         (answered("NotImplemented", 501), False, False, True),

@@ -183,7 +183,7 @@ class LocalRepository:
         try:
             manifest = self.manifest_of(path.name)
         except BadManifest as error:
-            problem = error.message
+            problem = f"{error.message}. {error.hint}".strip(". ")
         # The artifact of one run must never be shown with the manifest of another.
         if pending is not None and _is(path, pending):
             manifest, problem = pending, None

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from boto3.session import Session
 from botocore.exceptions import ClientError
@@ -15,12 +15,11 @@ from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import NoSuchBucket, NoSuchObject, RepositoryError
 from hq_backups.engine.repository import s3_listing
 from hq_backups.engine.repository.s3_client import Network, explained, make_client
-from hq_backups.engine.repository.s3_compare import Sent, bare_etag, encode_crc32, encode_md5
 from hq_backups.engine.repository.s3_download import ObjectReader
 from hq_backups.engine.repository.s3_errors import FAILURES, code_of, is_missing, is_unsupported, translate
-from hq_backups.engine.repository.s3_object import RUN_METADATA, FoundManifest, StoredObject, from_head
+from hq_backups.engine.repository.s3_object import FoundManifest, StoredObject, from_head
 from hq_backups.engine.repository.s3_parts import FileSection, Sums, mark_sending, sums_of
-from hq_backups.engine.repository.s3_write import Write, compared
+from hq_backups.engine.repository.s3_write import put
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -164,34 +163,7 @@ class S3Repository:
         if_none_match: bool = False,
     ) -> StoredObject:
         """Write an object in one piece and compare it; raises ForeignObject where one stands already."""
-        sent = Sent((sums,), multipart=False)
-        told: dict[str, Any] = {}
-        extra: dict[str, Any] = {"Metadata": dict(metadata)} if metadata else {}
-
-        def write(conditions: Mapping[str, Any]) -> None:
-            if isinstance(body, FileSection):
-                body.seek(0)
-            answer = client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=cast("Any", body),
-                ContentLength=sums.length,
-                ContentMD5=encode_md5(sums.md5 or b""),
-                **extra,
-                **conditions,
-            )
-            told.update(answer)
-
-        def stands() -> StoredObject | None:
-            found = self.head(key)
-            same = found is not None and found.size == sent.size and bare_etag(found.etag) == sent.etag
-            return found if same else None
-
-        client = self.one_try_client()
-        checksum = {"ChecksumCRC32": encode_crc32(sums.crc32)}
-        Write(self, key, write, stands, if_none_match=if_none_match, optional=checksum).run()
-        run = (metadata or {}).get(RUN_METADATA)
-        return compared(self, key, sent, told, run, has_crc32="ChecksumCRC32" in told)
+        return put(self, key, body, sums, metadata or {}, if_none_match=if_none_match)
 
     def put_manifest(self, key: str, raw: bytes, *, if_none_match: bool = False) -> StoredObject:
         """Write a manifest and compare it."""

@@ -10,10 +10,10 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hq_backups.engine.errors import ForeignObject, ObjectMismatch, RepositoryError, Unreachable
-from hq_backups.engine.repository.s3_compare import Sent, bare_etag, compare
+from hq_backups.engine.repository.s3_compare import Sent, bare_etag, compare, encode_crc32, encode_md5
 from hq_backups.engine.repository.s3_errors import (
     FAILURES,
     code_of,
@@ -24,6 +24,7 @@ from hq_backups.engine.repository.s3_errors import (
     translate,
 )
 from hq_backups.engine.repository.s3_object import RUN_METADATA, StoredObject, version
+from hq_backups.engine.repository.s3_parts import FileSection, Sums
 
 if TYPE_CHECKING:
     from hq_backups.engine.repository.s3 import S3Repository
@@ -103,6 +104,46 @@ class Write:
                 hint="See what it is: list_backups --source s3. Then repeat the command.",
             ) from error
         return ours is not None
+
+
+def put(
+    repo: S3Repository,
+    key: str,
+    body: bytes | FileSection,
+    sums: Sums,
+    metadata: Mapping[str, str],
+    *,
+    if_none_match: bool,
+) -> StoredObject:
+    """Write an object in one piece and compare it."""
+    sent = Sent((sums,), multipart=False)
+    told: dict[str, Any] = {}
+    extra: dict[str, Any] = {"Metadata": dict(metadata)} if metadata else {}
+
+    def write(conditions: Mapping[str, Any]) -> None:
+        if isinstance(body, FileSection):
+            body.seek(0)
+        answer = client.put_object(
+            Bucket=repo.bucket,
+            Key=key,
+            Body=cast("Any", body),
+            ContentLength=sums.length,
+            ContentMD5=encode_md5(sums.md5 or b""),
+            **extra,
+            **conditions,
+        )
+        told.update(answer)
+
+    def stands() -> StoredObject | None:
+        found = repo.head(key)
+        same = found is not None and found.size == sent.size and bare_etag(found.etag) == sent.etag
+        return found if same else None
+
+    client = repo.one_try_client()
+    checksum = {"ChecksumCRC32": encode_crc32(sums.crc32)}
+    Write(repo, key, write, stands, if_none_match=if_none_match, optional=checksum).run()
+    run = metadata.get(RUN_METADATA)
+    return compared(repo, key, sent, told, run, has_crc32="ChecksumCRC32" in told)
 
 
 def compared(
