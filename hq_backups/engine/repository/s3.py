@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from boto3.session import Session
 from botocore.exceptions import ClientError
+from botocore.session import Session
 
 from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import NoSuchBucket, NoSuchObject, RepositoryError

@@ -1,13 +1,16 @@
-"""A boto3 client for AWS and for any other S3 service, with waits that end."""
+"""A client for AWS and for any other S3 service, with waits that end.
+
+From botocore, boto3's lower half: its upper one is not used here, and takes a tenth of a second to load.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from boto3.session import Session
 from botocore.config import Config as BotoConfig
+from botocore.session import Session
 
 from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import ConfigurationError
@@ -80,7 +83,7 @@ def make_client(
     if not aws:
         options["s3"] = {"addressing_style": "path"}
     try:
-        client: S3Client = (session or Session()).client(
+        client = (session or Session()).create_client(
             "s3",
             endpoint_url=config.endpoint,
             region_name=config.region or (None if aws else SIGNING_REGION),
@@ -95,7 +98,7 @@ def make_client(
         ) from error
     for operation in _ANSWER_WITH_XML:
         client.meta.events.register(f"before-parse.s3.{operation}", _refuse_nothing)
-    return client
+    return cast("S3Client", client)
 
 
 def _refuse_nothing(response_dict: dict[str, Any], operation_model: Any, **_: Any) -> None:
