@@ -87,7 +87,8 @@ def _fail(job: Job, events: Events, error: BaseException, code: Exit | None = No
 def _run_here(job: Job, sink: _Steady, events: Events) -> Exit:
     from hq_backups.engine.entry import run_job
 
-    with _signals(_Interrupt(once=job.verb in identity.ROOT_VERBS)):
+    patient = job.verb in identity.ROOT_VERBS
+    with _signals(_Interrupt(once=patient), patient=patient):
         try:
             code = run_job(job, sink)
         except KeyboardInterrupt:
@@ -118,8 +119,11 @@ class _Interrupt:
 
 
 @contextlib.contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let ``handler`` take the signals that ask a run to stop; only the main thread can."""
+def _signals(handler: Callable[[int, FrameType | None], None], *, patient: bool) -> Iterator[None]:
+    """Let ``handler`` take the signals that ask a run to stop; only the main thread can.
+
+    A lost connection is no wish to stop a restore (``patient``): it goes on without anybody looking.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,7 +131,7 @@ def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         for number, before in old.items():
             if before is not signal.SIG_IGN:
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if patient and number == signal.SIGHUP else handler)
         yield
     finally:
         for number, before in old.items():
@@ -139,7 +143,7 @@ def _run_child(job: Job, sink: _Steady, events: Events, user: str, python: Path 
     engine = other_user.start(argv, user)
     asked = 0
     mismatch: ProtocolMismatch | None = None
-    with _signals(engine.interrupt):
+    with _signals(engine.interrupt, patient=job.verb in identity.ROOT_VERBS):
         engine.give(job.to_json())
         for item in engine:
             if isinstance(item, ProtocolMismatch):

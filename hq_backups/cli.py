@@ -30,6 +30,11 @@ ALIASES = {"couchdb": "couch"}
 class HelpFormatter(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Django's order of options, with the examples as they were written."""
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
 
 def store_name(text: str) -> str:
     """Return the store that was meant, or refuse with the nearest match."""

@@ -52,10 +52,14 @@ class Writer:
             self.stream.write(text + "\n")
             self.stream.flush()
         except (OSError, ValueError):
-            self.broken = True
-            # Python flushes again at its end and would turn a good run into a failed one.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # type: ignore[attr-defined]
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Write no more: nobody is there."""
+        self.broken = True
+        # Python flushes again at its end and would turn a good run into a failed one.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # type: ignore[attr-defined]
 
 
 class Phase:
@@ -157,8 +161,10 @@ class Plain:
         """Say what was made and where it lies."""
         manifest = data.get("manifest") or {}
         size = manifest.get("size")
+        did = "uploaded" if {p.get("kind") for p in locations(data)} == {"s3"} else "made"
         self.say(
-            f"made {clean(manifest.get('name', ''))}" + (f", {human_bytes(size)}" if size is not None else "")
+            f"{did} {clean(manifest.get('name', ''))}"
+            + (f", {human_bytes(size)}" if size is not None else "")
         )
         for location in locations(data):
             self.say(f"  {place(location)}")

@@ -42,10 +42,7 @@ def _as_root(argv: list[str], user: str) -> EngineProcess:
     try:
         return EngineProcess(argv, user=user, env={**kept, "USER": user, "LOGNAME": user})
     except ProducerFailed as error:
-        raise WrongUser(
-            f"{user} cannot run {argv[0]}",
-            hint="Name a Python environment that every user can reach: virtualenv_home.",
-        ) from error
+        raise unreachable(argv, user) from error
 
 
 def _with_sudo(argv: list[str], user: str) -> EngineProcess:
@@ -57,8 +54,18 @@ def _with_sudo(argv: list[str], user: str) -> EngineProcess:
     return EngineProcess([sudo, "-n", "-u", user, "--", *argv])
 
 
+def unreachable(argv: list[str], user: str) -> WrongUser:
+    """Return the error of an interpreter that lies where ``user`` may not go."""
+    return WrongUser(
+        f"{user} cannot run {argv[0]}",
+        hint="Name a Python environment that every user can reach: virtualenv_home.",
+    )
+
+
 def refused(argv: list[str], user: str, reason: str) -> WrongUser:
-    """Return the error that tells the sudo rule, and the command that needs none."""
+    """Return the error that tells what sudo lacks: a rule, or an interpreter that can be reached."""
+    if "unable to execute" in reason:
+        return unreachable(argv, user)
     rule = f"{identity.me()} ALL=({user}) NOPASSWD: " + " ".join(_sudoers_word(word) for word in argv)
     again = shlex.join(["sudo", "-u", user, *sys.orig_argv])
     return WrongUser(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from hq_backups.console import place
+from hq_backups.engine.config import to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, NotConfirmed
-from hq_backups.engine.events import Event, Sink
+from hq_backups.engine.events import Event
 from hq_backups.engine.requests import RestoreRequest, UndoRequest
 from hq_backups.engine.space import human_bytes
 from hq_backups.wording import clean, seconds
@@ -30,7 +31,11 @@ LABELS = {
     "set_aside": "old data kept",
     "owner": "as user",
     "free": "free there",
+    "phase": "that restore",
+    "old_data": "old data",
+    "failed_data": "restored data",
 }
+BESIDE = ("staging", "set_aside", "old_data", "failed_data")
 UNSHOWN = ("facts", "next_steps", "run", "sha256")
 SIZES = ("size", "bytes", "free", "needed")
 
@@ -39,33 +44,50 @@ def confirmed_run(
     command: EngineCommand, verb: str, request: RestoreRequest | UndoRequest, options: Mapping[str, Any]
 ) -> Exit:
     """Show the plan, have it confirmed, and do it."""
-    store = options["store"]
-    env = command.resolved.config().env
-    plans: list[Mapping[str, Any]] = []
+    store, env = options["store"], command.resolved.config().env
+    disturbs = not options.get("target_dir") and not options["dry_run"]
+    told = _Told(command, f"\nBefore: commcare-cloud {clean(env)} downtime start" if disturbs else "")
     if not options["dry_run"]:
         require_way_to_confirm(env, options)
-    planning = command.job(verb, dataclasses.replace(request, plan_only=True), store)
-    code = command.run_job(planning, _keep_plans(plans), record=False)
-    if code is not Exit.OK:
-        return code
-    if not plans:
-        raise HQBackupsError("the engine made no plan, so nothing was done")
-    plan = plans[-1]
-    for line in render(plan):
-        command.show.say(line)
-    if options["dry_run"]:
-        return Exit.OK
-    disturbs = not options.get("target_dir")
-    if disturbs:
-        command.show.say(f"\nBefore: commcare-cloud {clean(env)} downtime start")
-    confirm(command, env, options)
-    if isinstance(request, RestoreRequest):
-        request = dataclasses.replace(request, expected_sha256=_sha256(plan))
-    code = command.run_job(dataclasses.replace(command.job(verb, request, store), run=planning.run))
-    if code is Exit.OK and disturbs:
-        for line in next_steps(env, plan):
+    job = command.job(verb, request, store)
+    if options["dry_run"] or not options["noinput"]:
+        # Whoever confirmed already sees the plan that the work itself begins with.
+        planning = dataclasses.replace(request, plan_only=True)
+        code = command.run_job(dataclasses.replace(job, request=to_plain(planning)), told, record=False)
+        if code is not Exit.OK:
+            return code
+        if told.plan is None:
+            raise HQBackupsError("the engine made no plan, so nothing was done")
+        if options["dry_run"]:
+            return Exit.OK
+        confirm(command, env)
+        if isinstance(request, RestoreRequest):
+            request = dataclasses.replace(request, expected_sha256=_sha256(told.plan))
+        job = dataclasses.replace(command.job(verb, request, store), run=job.run)
+    code = command.run_job(job, told)
+    steps = told.steps if told.steps is not None or verb == "undo" else ()
+    if code is Exit.OK and disturbs and steps is not None:
+        for line in next_steps(env, {"next_steps": steps}):
             command.show.say(line)
     return code
+
+
+class _Told:
+    """Shows the plan as soon as the engine has made it, and keeps what the end needs of it."""
+
+    def __init__(self, command: EngineCommand, below: str) -> None:
+        self.command, self.below = command, below
+        self.plan: Mapping[str, Any] | None = None
+        self.steps: Sequence[str] | None = None
+
+    def __call__(self, event: Event) -> None:
+        if event.data.get("next_steps"):
+            self.steps = event.data["next_steps"]
+        if event.kind != "plan" or self.plan is not None:
+            return
+        self.plan = event.data
+        for line in [*render(event.data), *([self.below] if self.below else [])]:
+            self.command.show.say(line)
 
 
 def require_way_to_confirm(env: str, options: Mapping[str, Any]) -> None:
@@ -84,10 +106,8 @@ def require_way_to_confirm(env: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def confirm(command: EngineCommand, env: str, options: Mapping[str, Any]) -> None:
+def confirm(command: EngineCommand, env: str) -> None:
     """Have the environment's name typed; raises NotConfirmed."""
-    if options["noinput"]:
-        return
     command.show.close()
     try:
         typed = input(f"Type the environment's name ({clean(env)}) to go on: ").strip()
@@ -112,7 +132,7 @@ def next_steps(env: str, plan: Mapping[str, Any]) -> list[str]:
     for number, step in enumerate(steps, 1):
         # A command is copied whole: only prose is wrapped.
         text = clean(step)
-        parts = [text] if text.startswith("commcare-cloud ") else wrap(text, 74)
+        parts = [text] if text.startswith("commcare-cloud ") else wrap(text, 74, break_long_words=False)
         lines += [f"  {number}. {parts[0]}", *(f"     {part}" for part in parts[1:])]
     return lines
 
@@ -129,6 +149,8 @@ def render(plan: Mapping[str, Any], columns: int = 80) -> list[str]:
             or value in (None, "", [], (), {})
         ):
             continue
+        if key in BESIDE and str(value).rpartition("/")[0] == str(plan.get("target")).rpartition("/")[0]:
+            value = f"beside it: {str(value).rpartition('/')[2]}"
         label = f"  {LABELS.get(key, clean(key.replace('_', ' '))):<{LABEL}}  "
         for text in _values(key, value):
             parts = wrap(text, columns - len(label), break_long_words=False, break_on_hyphens=False)
@@ -162,11 +184,3 @@ def _sha256(plan: Mapping[str, Any]) -> str | None:
     artifact = plan.get("artifact")
     found = plan.get("sha256") or (artifact.get("sha256") if isinstance(artifact, Mapping) else None)
     return str(found) if found else None
-
-
-def _keep_plans(plans: list[Mapping[str, Any]]) -> Sink:
-    def sink(event: Event) -> None:
-        if event.kind == "plan":
-            plans.append(event.data)
-
-    return sink

@@ -8,6 +8,7 @@ import fcntl
 import importlib
 import os
 import pkgutil
+import re
 import secrets
 import stat
 import sys
@@ -31,7 +32,7 @@ examples:
   hq-backups list_backups
   hq-backups restore_backup postgres latest --dry-run
 
-Settings: HQ_BACKUPS_CONFIG names a public.yml, HQ_BACKUPS_<NAME> sets one name of it;
+Settings: HQ_BACKUPS_CONFIG names a public.yml, HQ_BACKUPS_<NAME> one name;
 `hq-backups list_backups --config` prints what holds, and where it came from."""
 
 
@@ -91,7 +92,8 @@ def usage() -> str:
     verbs = commands()
     for verb in verbs:
         module = importlib.import_module(f"hq_backups.management.commands.{verb}")
-        lines.append(f"  {verb:<{max(map(len, verbs))}}  {module.Command.help}")
+        short = re.split("[:;.]", module.Command.help)[0]
+        lines.append(f"  {verb:<{max(map(len, verbs))}}  {short}")
     return "\n".join([*lines, "", f"Each has its own: {PROGRAM} COMMAND --help", "", EXAMPLES, ""])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
@@ -29,11 +30,12 @@ class Terminal(Plain):
 
     def say(self, text: str) -> None:
         """Write a line above the live one."""
-        self._print(self.out, text, "")
+        self._print(self.out, fitted(text, self.console.width), "")
 
     def complain(self, text: str) -> None:
         """Write a line above the live one, in the colour of its kind."""
         style = "bold red" if text.startswith("ERROR") else "yellow" if text.startswith("WARNING") else ""
+        text = fitted(text, self.console.width)
         if self.live is None:
             self.err.line(text)
         else:
@@ -57,19 +59,38 @@ class Terminal(Plain):
 
     def close(self) -> None:
         """Take the live line away."""
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
+        live, self.live = self.live, None
+        if live is not None:
+            try:
+                live.stop()
+            except OSError:
+                self._lost()
 
     def _refresh(self) -> None:
         text = Text(" | ".join(line for _, line in self.running.values()), no_wrap=True, overflow="ellipsis")
-        if not self.running:
+        if not self.running or self.out.broken:
             self.close()
             return
-        if self.live is None:
-            self.live = Live(text, console=self.console, transient=True, refresh_per_second=4)
-            self.live.start()
-        self.live.update(text)
+        try:
+            if self.live is None:
+                self.live = Live(
+                    text,
+                    console=self.console,
+                    transient=True,
+                    refresh_per_second=4,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self.live.start()
+            self.live.update(text)
+        except OSError:
+            self._lost()
+
+    def _lost(self) -> None:
+        """Go on without the terminal: the connection is gone."""
+        self.out.abandon()
+        self.err.abandon()
+        self.close()
 
     def _print(self, writer: Writer, text: str, style: str) -> None:
         if self.live is None:
@@ -78,4 +99,16 @@ class Terminal(Plain):
             try:
                 self.console.print(Text(text, style=style), soft_wrap=True)
             except OSError:
-                writer.broken = True
+                self._lost()
+
+
+def fitted(text: str, columns: int) -> str:
+    """Break long lines between words; paths stay whole, and so do commands, which are copied."""
+    if text.startswith("  next:") or "commcare-cloud " in text:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        parts = wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += [line] if len(line) <= columns or " " not in line.strip() else parts
+    return "\n".join(lines)

@@ -17,6 +17,9 @@ from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.streams import PlainReader, write_all
 
 BLOCK = tarfile.BLOCKSIZE
+MAX_DEPTH = 64
+"""Directories below each other: deeper than any store's, and less than what removing a tree can take."""
+MAX_PART = 255
 
 
 def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
@@ -28,11 +31,16 @@ def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
         # A forward-only object with tell() and seek() lets the data be read past tarfile's own copying.
         with tarfile.open(fileobj=plain, mode="r:", errorlevel=2) as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
+                # A size below zero sends tarfile back for ever (CVE-2025-8194); a sparse file's is not its data's.
+                if member.size < 0 or member.issparse():
+                    raise CorruptBackup(
+                        f"the size of {member.name!r} is not that of its data", name=plain.name
+                    )
                 yield member
                 plain.seek(tar.offset)
                 # A million members must not be held.
                 tar.members = []
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise CorruptBackup(f"its archive cannot be read ({error})", name=plain.name) from error
 
 
@@ -46,6 +54,8 @@ def safe_path(member: tarfile.TarInfo, archive: str, strip: tuple[str, ...] = ()
     parts = PurePosixPath(member.name).parts
     if ".." in parts:
         raise UnsafeArchive(f"path {member.name!r} leaves the tree", name=archive)
+    if len(parts) > MAX_DEPTH or any(len(os.fsencode(part)) > MAX_PART for part in parts):
+        raise UnsafeArchive(f"path {member.name[:80]!r}… is too deep or too long", name=archive)
     if strip and parts[: len(strip)] == strip:
         parts = parts[len(strip) :]
     return PurePosixPath(*parts) if parts else None

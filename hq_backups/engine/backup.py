@@ -29,7 +29,6 @@ from hq_backups.engine.stores.base import Prepared, Store, Stream
 from hq_backups.engine.streams import ArtifactWriter, Digest, ReadBack
 from hq_backups.engine.upload import send_missing
 from hq_backups.engine.verify import clean_scratch
-from hq_backups.engine.verify import clean_scratch
 from hq_backups.engine.when import local_time
 
 
@@ -214,4 +213,5 @@ def _copy(stream: Stream, writer: ArtifactWriter, prepared: Prepared, events: Ev
         writer.put(buffer, filled)
         if filled < len(buffer):
             return total
-        events.progress("backup", total, max(prepared.estimate, total))
+        # An estimate that was passed says nothing more: only the end is the end.
+        events.progress("backup", total, prepared.estimate if total < prepared.estimate else None)

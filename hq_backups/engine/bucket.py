@@ -49,6 +49,7 @@ class BucketUpload:
         self._failure: BaseException | None = None
         self._plan: KeyPlan | None = None
         self._upload: FollowingUpload | None = None
+        self._left = False
         self._run = ""
         self._bucket: S3Repository | None = None
         try:
@@ -145,9 +146,11 @@ class BucketUpload:
     def abort(self) -> None:
         """Leave nothing of it in the bucket; what cannot be reached now stays on record for the next run."""
         if self._upload is not None:
-            if self._upload.abort():
-                self._local.forget_upload(self._run)
+            self._left = not self._upload.abort()
             self._upload = None
+        # Interrupted before it began, there is a record of nothing.
+        if not self._left:
+            self._local.forget_upload(self._run)
 
     def finish(self, manifest: Manifest) -> BaseException | None:
         """Send the last part of a published artifact, compare, write the manifest; return what failed."""

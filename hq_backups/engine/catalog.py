@@ -203,9 +203,17 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
         return _by_path(store, Path(selection.name))
     source = selection.source or "all"
     request = CatalogRequest((store.name,), source)
-    # A name on this disk needs no bucket; `latest` without a source looks everywhere.
     known = entries(store, request, events)
-    entry = (_latest if selection.name == "latest" else _named)(store, selection, known)
+    try:
+        entry = (_latest if selection.name == "latest" else _named)(store, selection, known)
+    except BackupNotFound as missing:
+        # What a bucket that cannot be read holds is not known: it may be there.
+        if request.source == "all" and store.settings.s3:
+            try:
+                open_bucket(store).probe()
+            except RepositoryError as error:
+                raise error from missing
+        raise
     places = [p for p in entry.locations if selection.source in (None, p["kind"])]
     if selection.version_id is not None:
         places = [p for p in places if p.get("version_id") == selection.version_id]

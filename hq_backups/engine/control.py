@@ -67,17 +67,25 @@ class Monit:
 
     def watched(self) -> tuple[str, ...]:
         """Return our services that are monitored now; none when the daemon is not running."""
-        done = self._run("-B", "summary")
-        if done.status != 0:
-            return ()
-        rows = (line.split(None, 1) for line in done.stdout.splitlines())
-        return tuple(
-            row[0] for row in rows if len(row) == 2 and self.names.fullmatch(row[0]) and _is_watched(row[1])
-        )
+        rows = self._summary()
+        return tuple(name for name in rows if self.names.fullmatch(name) and _is_watched(rows[name]))
 
     def unmonitor(self, name: str) -> None:
-        """Stop watching ``name``."""
+        """Stop watching ``name``, and wait until that is so: until its next cycle it restarts what is down."""
         self._order("unmonitor", name)
+        deadline = time.monotonic() + _MONIT_SECONDS
+        while "not monitored" not in self._summary().get(name, "not monitored").lower():
+            if time.monotonic() >= deadline:
+                raise ServiceError(
+                    f"monit still watches {name} {_MONIT_SECONDS:.0f} seconds after it was told not to",
+                    hint=f"Look at it as root: monit summary; monit unmonitor {name}",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _summary(self) -> dict[str, str]:
+        done = self._run("-B", "summary")
+        rows = (line.split(None, 1) for line in done.stdout.splitlines() if done.status == 0)
+        return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def monitor(self, name: str) -> None:
         """Watch ``name`` again."""

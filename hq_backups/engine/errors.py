@@ -121,6 +121,7 @@ class BadManifest(HQBackupsError):
     """manifest {name} cannot be used: {message}"""
 
     exit_code = Exit.BAD_BACKUP
+    hint = "Choose another backup: list_backups"
 
 
 class NewerManifest(BadManifest):

@@ -21,7 +21,12 @@ SCHEMA = 1
 MAX_BYTES = 64 << 20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_FILE_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,255}\Z")
+_FILE_NAME = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
+_MODES = ("plain", "dump", "tar", "snapshot")
+_CODECS = ("gzip", "zstd", "none")
+_MAX_DEPTH = 32
+_MAX_SIZE = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def load_manifest(raw: bytes, where: str) -> Manifest:
     if isinstance(schema, int) and schema > SCHEMA:
         raise NewerManifest(name=where, schema=schema, known=SCHEMA)
     try:
+        _check_depth(data, _MAX_DEPTH)
         manifest = from_plain(Manifest, data)
         _check(manifest)
     except (UsageError, ValueError) as error:
@@ -88,22 +94,39 @@ def load_manifest(raw: bytes, where: str) -> Manifest:
     return manifest
 
 
+def _check_depth(value: Any, left: int) -> None:
+    """Refuse what is nested deeper than writing it again could stand."""
+    if left == 0:
+        raise ValueError("it is nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inner, (dict, list)):
+            _check_depth(inner, left - 1)
+
+
 def _check(m: Manifest) -> None:
     if m.schema != SCHEMA:
         raise ValueError(f"schema {m.schema} is unknown")
     if m.store not in STORES:
         raise ValueError("store is unknown")
+    if m.mode not in _MODES:
+        raise ValueError("mode is unknown")
+    if m.codec not in _CODECS:
+        raise ValueError("codec is unknown")
     if m.type not in TYPES:
         raise ValueError("type is unknown")
     if not _FILE_NAME.match(m.name) or m.name in (".", ".."):
         raise ValueError("name is not a file name")
+    if not _RUN.match(m.run):
+        raise ValueError("run is not a run's id")
+    if not (_FILE_NAME.match(m.env) and _FILE_NAME.match(m.host)):
+        raise ValueError("env or host is not a name")
     for sha in (m.sha256, m.plain_sha256):
         if not _SHA256.match(sha):
             raise ValueError("sha256 is not 64 hex digits")
     if not re.fullmatch(r"[0-9a-f]{8}", m.crc32):
         raise ValueError("crc32 is not 8 hex digits")
-    if m.size < 0 or m.plain_size < 0:
-        raise ValueError("a size is negative")
+    if not (0 <= m.size <= _MAX_SIZE and 0 <= m.plain_size <= _MAX_SIZE):
+        raise ValueError("a size is negative or beyond any disk")
     parse_utc(m.started_at)
     parse_utc(m.finished_at)
     datetime.strptime(m.local_date, "%Y-%m-%d")

@@ -119,6 +119,8 @@ def _unpack_beside(
     """Unpack and check beside the target; return the swap that is now possible, and when that was."""
     target, staging = Path(plan.target), Path(str(plan.staging))
     owner = pwd.getpwnam(plan.owner)
+    # An empty directory was made by hand: its owner and mode say nothing.
+    fresh = not target.exists() or not any(target.iterdir())
     try:
         _make(staging, plan.owner)
         _unpack(config, manifest, location, staging, plan.owner, run_id, events)
@@ -128,7 +130,8 @@ def _unpack_beside(
             run_id,
             store=plan.store,
             artifact=manifest.name,
-            owner=(owner.pw_uid, owner.pw_gid) if not target.exists() else None,
+            owner=(owner.pw_uid, owner.pw_gid) if fresh else None,
+            mode=0o700 if fresh else None,
         )
         swap.check()
     except BaseException:
@@ -161,11 +164,16 @@ def _clearing(journal: Journal) -> list[str]:
 
 
 def _undo_facts(journal: Journal) -> dict[str, Any]:
-    return {
+    known = {
         "name": journal.artifact,
         "run": journal.run,
         "phase": journal.phase,
         "target": str(journal.target),
+    }
+    if journal.phase in ("planned", "rolled_back", "undone"):
+        return {**known, "afterwards": "as now: that restore has been put back, or changed nothing"}
+    return {
+        **known,
         "old_data": str(journal.old) if journal.old_inode is not None else None,
         "failed_data": str(journal.failed),
         "afterwards": None

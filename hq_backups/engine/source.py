@@ -47,7 +47,7 @@ def _stored(store: Store, location: Mapping[str, Any], events: Events) -> Iterat
             user = pwd.getpwuid(os.geteuid()).pw_name
             raise PreflightFailed(
                 f"user {user} cannot read {path}",
-                hint=f"Give it to that user (`chown {user} {path}`), its directory too, or move it where {user} can read.",
+                hint=f"Give it to that user (`chown {user} {path}`), or move it where {user} can read.",
             ) from error
         with file:
             yield file

@@ -24,6 +24,8 @@ from hq_backups.engine import codecs
 from hq_backups.engine.errors import CorruptBackup, DiskFull, HQBackupsError, ReadBackFailed
 
 CHUNK = 1 << 20
+MAX_READ = 16 << 20
+"""The most that one read returns: tarfile reads headers whole, and their sizes are the archive's word."""
 DEPTH = 8
 """Chunks in flight between two threads: what bounds memory."""
 
@@ -301,8 +303,8 @@ class PlainReader:
 
     def read(self, n: int = -1) -> bytes:
         """Return exactly ``n`` plain bytes, fewer at the end only."""
-        if n < 0:
-            raise ValueError("a bounded read only")
+        if not 0 <= n <= MAX_READ:
+            raise CorruptBackup(f"a header of {n} bytes is in it", name=self.name)
         if len(self._chunk) >= n:
             out = bytes(self._chunk[:n])
             self._chunk = self._chunk[n:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hq_backups.engine.bucket import BucketUpload, open_bucket
 from hq_backups.engine.catalog import bucket_entries, good_local
 from hq_backups.engine.config import Config
-from hq_backups.engine.errors import CorruptBackup, Exit, UploadFailed
+from hq_backups.engine.errors import CorruptBackup, Exit, RepositoryError, UploadFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.manifest import Manifest
@@ -20,11 +20,14 @@ def upload(config: Config, request: UploadRequest, run_id: str, events: Events) 
     """Send what is missing, oldest first; raises UploadFailed at the first that does not arrive."""
     store = open_store(config, request.store)
     repository = LocalRepository(store.settings.backup_dir)
-    open_bucket(store).probe()
     repository.prepare(events)
     with StoreLock(repository.directory, run_id, "upload"):
         repository.recover(events)
-        return send_missing(store, repository, events)
+        try:
+            open_bucket(store).probe()
+            return send_missing(store, repository, events)
+        except RepositoryError as error:
+            raise UploadFailed(error.message, store=store.name, hint=error.hint or None) from error
 
 
 def send_missing(store: Store, repository: LocalRepository, events: Events) -> Exit:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hq_backups.engine import space
 from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config
-from hq_backups.engine.errors import Exit, Locked, PreflightFailed
+from hq_backups.engine.errors import DiskFull, Exit, Locked, PreflightFailed
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.locks import FileLock
 from hq_backups.engine.manifest import Manifest
@@ -48,7 +48,8 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     else:
         events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
         if location["kind"] == "local":
-            with contextlib.suppress(OSError):
+            # Not to remember it, on a full disk or as another user, is no fault of the backup.
+            with contextlib.suppress(OSError, DiskFull):
                 repository = LocalRepository(Path(location["path"]).parent)
                 repository.record_verified(
                     manifest.name, manifest.sha256, format_utc(utc_now()), deep=request.deep

@@ -37,6 +37,7 @@ DEBIAN_PACKAGES = (
     DebianPackage("postgresql-client-15", "/usr/lib/postgresql/15/bin/psql"),
     DebianPackage("sudo", "/usr/bin/sudo"),
     DebianPackage("pgbouncer", "/usr/sbin/pgbouncer"),
+    DebianPackage("monit", "/usr/bin/monit"),
 )
 USERS = (
     User("postgres", "/var/lib/postgresql", "/bin/bash"),

@@ -370,7 +370,7 @@ class TestRestore:
 
     def test_noinput_with_the_name_restores(self, engine: Engine) -> None:
         assert run("restore_backup", "postgres", "latest", "--noinput", "--confirm-env=demo").code == 0
-        assert len(engine.jobs) == 2
+        assert [job.request["plan_only"] for job in engine.jobs] == [False]
 
     def test_confirm_env_alone_is_no_confirmation(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
@@ -403,9 +403,12 @@ class TestRestore:
         assert ended.code == code
         assert "Next:" not in ended.out
 
-    def test_an_engine_without_a_plan_restores_nothing(self, engine: Engine) -> None:
+    def test_an_engine_without_a_plan_restores_nothing(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        typing(monkeypatch, "demo")
         engine.answer = lambda job, events: None
-        assert run("restore_backup", "postgres", "latest", "--noinput", "--confirm-env=demo").code == 1
+        assert run("restore_backup", "postgres", "latest").code == 1
         assert self.only_planned(engine)
 
     def test_undo_is_planned_and_confirmed_too(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +431,7 @@ class TestRestore:
             "restore_backup", "postgres", "latest", "--target-dir=/mnt/x", "--noinput", "--confirm-env=demo"
         )
         assert (ended.code, "downtime start" in ended.out) == (0, False)
-        assert engine.jobs[1].request["target_dir"] == "/mnt/x"
+        assert engine.jobs[0].request["target_dir"] == "/mnt/x"
 
 
 def test_a_job_carries_no_other_stores_settings(engine: Engine, settings: Any) -> None:

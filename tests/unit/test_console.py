@@ -62,7 +62,7 @@ def test_a_run_is_told_line_by_line() -> None:
         "- reading postgres",
         "made x.tar.gz, 2.0 KiB",
         "  /b/x",
-        "made x.tar.gz",
+        "uploaded x.tar.gz",
         "  s3://b/k",
         "  keep   x.tar.gz: newest",
         "  remove y.tar.gz: too old",

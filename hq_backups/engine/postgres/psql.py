@@ -58,8 +58,10 @@ class Server:
     @contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
         """Give the environment that carries the password, for as long as it is needed."""
-        # What is set for the role or the database must not cut a long run short.
-        env = {"PGOPTIONS": "-c statement_timeout=0 -c lock_timeout=0"}
+        # What is set for the role or the database must neither cut a long run short nor change what names mean:
+        # a database's owner could put functions of his own before the system's. Names come as UTF-8.
+        options = "-c search_path= -c statement_timeout=0 -c lock_timeout=0"
+        env = {"PGOPTIONS": options, "PGCLIENTENCODING": "UTF8"}
         if self.password is None:
             yield env
             return

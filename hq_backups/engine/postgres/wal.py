@@ -26,12 +26,17 @@ def slot_name(run: str) -> str:
 
 
 @contextmanager
-def held_wal(psql: Path, server: Server, run: str) -> Iterator[None]:
+def held_wal(psql: Path, server: Server, run: str, major: int) -> Iterator[None]:
     """Keep a temporary physical slot for the block; raises PreflightFailed when the server gives none."""
     conninfo = server.conninfo("postgres", replication="true")
     argv: list[str | Path] = [psql, "-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
     command = f"CREATE_REPLICATION_SLOT {slot_name(run)} TEMPORARY PHYSICAL RESERVE_WAL;\n"
-    with server.environment() as env, Producer(argv, env=env, user=server.os_user, feed=True) as holder:
+    with contextlib.ExitStack() as stack:
+        env = stack.enter_context(server.environment())
+        if major >= 14:
+            # It is idle all the time: the server's patience must not end it, and with it the slot.
+            env["PGOPTIONS"] += " -c idle_session_timeout=0"
+        holder = stack.enter_context(Producer(argv, env=env, user=server.os_user, feed=True))
         try:
             # A psql that is already gone says why on its standard error.
             with contextlib.suppress(BrokenPipeError):

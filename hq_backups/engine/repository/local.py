@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class LocalRepository:
         except OSError as error:
             raise PreflightFailed(
                 f"the backup directory {self.directory} cannot be written: {error.strerror}",
-                hint=f"sudo install -d -m 700 -o $(id -un {os.geteuid()}) {self.directory}",
+                hint=f"sudo install -d -m 700 -o {_user_name()} {self.directory}",
             ) from error
         mode = stat.S_IMODE(self.directory.stat().st_mode)
         if mode & 0o077:
@@ -229,6 +230,13 @@ class LocalRepository:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def file_sha256(path: Path) -> str:

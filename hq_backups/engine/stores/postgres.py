@@ -17,6 +17,7 @@ from typing import Any
 from hq_backups.engine import archive, process
 from hq_backups.engine.control import Service
 from hq_backups.engine.errors import (
+    BadManifest,
     BadPages,
     CorruptBackup,
     HQBackupsError,
@@ -114,7 +115,7 @@ class PostgresPlain(Store):
         # Without -c fast it waits minutes for a checkpoint, without -w it may ask for a password.
         argv += ["-c", "fast", "-w", "-l", run, "-d", server.conninfo("postgres")]
         with (
-            held_wal(self.tools.newest("psql").path, server, run),
+            held_wal(self.tools.newest("psql").path, server, run, major),
             server.environment() as env,
             process.Producer(argv, env=env, user=server.os_user) as producer,
         ):
@@ -202,7 +203,12 @@ class PostgresPlain(Store):
                 counted[database] = facts.count_rows(psql, server, database)
                 rows = sum(counted[database].values())
                 events.step("count", f"database {database!r}: {len(counted[database])} tables, {rows} rows")
-        self._compare(found, counted, manifest, events)
+        try:
+            self._compare(found, counted, manifest, events)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadManifest(
+                f"what it says of the server makes no sense ({error})", name=manifest.name
+            ) from error
 
     @staticmethod
     def _compare(
@@ -374,6 +380,9 @@ class _BaseBackup:
             damaged = [line for line in tail.splitlines() if _BAD_PAGE.search(line)]
             return BadPages(damaged[0].strip())
         if self._watch.files:
+            error.hint = "Look at the server's log, then repeat the command; the last good backup is kept."
+            if "has already been removed" in tail:
+                error.hint = "Raise max_slot_wal_keep_size, which let the WAL go, then repeat the command."
             return error
         explained = explain(tail, self._server)
         return explained if isinstance(explained, PreflightFailed) else error
@@ -399,7 +408,10 @@ class _BaseBackup:
 
 
 def _major(manifest: Manifest) -> int:
-    return int(manifest.source.get("version_num", 0)) // 10000
+    number = manifest.source.get("version_num")
+    if not isinstance(number, int):
+        raise BadManifest(f"its server's version is {number!r}", name=manifest.name)
+    return number // 10000
 
 
 def _read(path: Path) -> str:

@@ -18,9 +18,9 @@ class Command(EngineCommand):
     examples = """\
   %(prog)s
   %(prog)s postgres --source s3 --since 2026-11-01
-  %(prog)s --json                 one list, for programs
-  %(prog)s --config               each setting and where it came from
-  %(prog)s --sync                 rebuild the history page's records from the catalog"""
+  %(prog)s --json    one list, for programs
+  %(prog)s --config  each setting and where it came from
+  %(prog)s --sync    make the history page's records anew"""
     is_verb = False
 
     def add_arguments(self, parser: CommandParser) -> None:

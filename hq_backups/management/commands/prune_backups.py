@@ -16,9 +16,9 @@ class Command(EngineCommand):
 
     help = "Remove old local backups by the retention settings; say why each stays or goes."
     examples = """\
-  %(prog)s --dry-run                            what would go, and why
+  %(prog)s --dry-run                        what would go, why
   %(prog)s postgres
-  %(prog)s postgres --manual-older-than 90      manual ones too, when older than 90 days"""
+  %(prog)s postgres --manual-older-than 90  old manual ones too"""
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add this command's options."""

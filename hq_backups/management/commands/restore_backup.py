@@ -18,11 +18,11 @@ class Command(EngineCommand):
 
     help = "Restore a backup: shows its plan first, keeps the old data aside, rolls back when it fails."
     examples = """\
-  %(prog)s postgres latest --dry-run                  the plan, nothing else
+  %(prog)s postgres latest --dry-run            only the plan
   %(prog)s postgres latest --source s3
-  %(prog)s postgres postgres_monolith_daily_2026_11_22.tar.gz
-  %(prog)s postgres latest --target-dir /mnt/x/pg     unpack there, touch nothing that runs
-  %(prog)s postgres --undo                            put back what the last restore set aside
+  %(prog)s postgres postgres_demo_daily_2026_11_22.tar.gz
+  %(prog)s postgres latest --target-dir /mnt/x  only unpack
+  %(prog)s postgres --undo                      take it back
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -18,10 +18,10 @@ class Command(EngineCommand):
 
     help = "Back up a store: make, test, publish, upload, then prune old ones."
     examples = """\
-  %(prog)s postgres                    a manual backup, now; never pruned by a run
-  %(prog)s all --type auto             what cron runs: weekly on Sundays, else daily
-  %(prog)s postgres --dry-run          what would be done; touches nothing
-  %(prog)s postgres --no-upload        to the local disk only"""
+  %(prog)s postgres              one now, which no run prunes
+  %(prog)s all --type auto       cron: weekly on Sundays, or daily
+  %(prog)s postgres --dry-run    only say what would be done
+  %(prog)s postgres --no-upload  to the local disk only"""
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add this command's options."""
