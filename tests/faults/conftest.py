@@ -16,9 +16,9 @@ from tests.testbed.process import short_directory
 from tests.testbed.s3 import S3Service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(pg_template: Callable[[int], Path]) -> Iterator[PostgresServer]:
-    """Run a server of this module's own: 4 MB of data make an artifact of about 45 MB, three parts."""
+    """Run a server of these tests' own: 4 MB of data make an artifact of about 45 MB, three parts."""
     reason = PostgresServer.unavailable(15)
     require_service("PostgreSQL 15", not reason, reason)
     with short_directory(server_user()) as workdir:

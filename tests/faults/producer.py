@@ -1,0 +1,116 @@
+"""A program called pg_basebackup that runs the real one and dies the way it is told to."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.faults.victim import PostgresVictim
+
+SOURCE = """#!{python} -IS
+import json, os, signal, subprocess, sys, time
+
+REAL = {real!r}
+HERE = os.path.dirname(os.path.abspath(__file__))
+if sys.argv[1:2] == ["--version"]:
+    os.execv(REAL, [REAL, "--version"])
+with open(os.path.join(HERE, "plan.json")) as file:
+    plan = json.load(file)
+if "rate" in plan:
+    os.execv(REAL, [REAL, *sys.argv[1:], "--max-rate", plan["rate"]])
+
+def stand():
+    with open(os.path.join(HERE, "reached.new"), "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(os.path.join(HERE, "reached.new"), os.path.join(HERE, "reached"))
+    while not os.path.exists(os.path.join(HERE, "go")):
+        time.sleep(0.02)
+        if os.getppid() == 1:
+            sys.exit(9)
+
+child = subprocess.Popen([REAL, *sys.argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+limit = plan.get("bytes")
+if limit is not None and limit < 0:
+    # Counted from the end: everything is held back by that much.
+    data = child.stdout.read()
+    left = memoryview(data)[: len(data) + limit]
+    child.wait()
+    while left:
+        left = left[os.write(1, left[: 1 << 20]) :]
+else:
+    passed = 0
+    while limit is None or passed < limit:
+        if passed >= plan.get("pause", 1 << 60):
+            stand()
+            plan["pause"] = 1 << 60
+        data = os.read(child.stdout.fileno(), 1 << 20 if limit is None else min(1 << 20, limit - passed))
+        if not data:
+            break
+        left = memoryview(data)
+        while left:
+            left = left[os.write(1, left) :]
+        passed += len(data)
+    if limit is None:
+        child.wait()
+    else:
+        child.kill()
+if plan.get("say"):
+    sys.stderr.write(plan["say"])
+    sys.stderr.flush()
+if plan.get("close"):
+    os.close(1)
+if plan.get("reached"):
+    stand()
+if plan.get("wait"):
+    time.sleep(plan["wait"])
+if plan.get("signal"):
+    os.kill(os.getpid(), plan["signal"])
+sys.exit(plan.get("status", 0))
+"""
+
+
+class FakeProducer:
+    """A bin_dir with the program, and the plan that it reads."""
+
+    def __init__(self, directory: Path, real: Path) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o777)
+        directory.chmod(0o777)
+        program = directory / "pg_basebackup"
+        program.write_text(SOURCE.format(python=sys.executable, real=str(real)))
+        program.chmod(0o755)
+
+    def plan(self, **plan: Any) -> None:
+        """Say how to die: ``bytes`` passed on (negative: all but so many), then status, signal, close, wait.
+
+        ``pause`` stands still after so many bytes, ``reached`` after all of them, until :meth:`go`.
+        """
+        for name in ("reached", "go"):
+            (self.directory / name).unlink(missing_ok=True)
+        (self.directory / "plan.json").write_text(json.dumps(plan))
+
+    def go(self) -> None:
+        """Let it go on."""
+        (self.directory / "go").touch()
+
+    @property
+    def reached(self) -> int | None:
+        """Return the pid of the program once it stands where it was told to wait."""
+        try:
+            return int((self.directory / "reached").read_text())
+        except FileNotFoundError:
+            return None
+
+
+@contextmanager
+def in_front(victim: PostgresVictim) -> Iterator[FakeProducer]:
+    """Put a fake producer in front of the real one of a victim."""
+    made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.server.bin_dir / "pg_basebackup")
+    victim.options["bin_dir"] = str(made.directory)
+    yield made
+    victim.options.clear()

@@ -1,0 +1,361 @@
+"""Damaged and hostile archives and manifests, through list, verify and restore: exit 3, nothing outside touched."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import manifest as make_manifest
+from tests.faults.test_kills import SEED, SWEEP
+from tests.faults.victim import ENV, HOST, PostgresVictim, Victim
+from tests.testbed.places import server_user
+from tests.testbed.postgres import PostgresServer
+from tests.testbed.process import give, short_directory
+from tests.testbed.s3 import S3Service
+
+pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+NAME = "postgres_prod_manual_2026_11_20_101112.tar"
+
+
+@pytest.fixture(scope="module")
+def shown(server: PostgresServer) -> Iterator[PostgresVictim]:
+    """Return a victim with one good backup, to which each test adds something bad and takes it away."""
+    with short_directory(server_user()) as home:
+        victim = PostgresVictim(home, server)
+        victim.run(victim.backup()).expect(0)
+        yield victim
+
+
+@pytest.fixture
+def clean(shown: PostgresVictim) -> Iterator[PostgresVictim]:
+    good, names, around = [e["run"] for e in shown.good()], shown.names(), set(os.listdir(shown.home))
+    yield shown
+    for name in shown.names() - names:
+        if not name.endswith(".verified.json"):
+            (shown.backups / name).unlink()
+    assert [e["run"] for e in shown.good()] == good
+    assert set(os.listdir(shown.home)) == around
+
+
+def described(content: bytes, plain: bytes | None = None, **changes: Any) -> dict[str, Any]:
+    """Return the manifest that fits an artifact, as plain data."""
+    plain = content if plain is None else plain
+    facts: dict[str, Any] = {
+        "env": ENV,
+        "host": HOST,
+        "run": "20261120T101112Z-pg0-postgres",
+        "type": "manual",
+        "plain_size": len(plain),
+        "plain_sha256": hashlib.sha256(plain).hexdigest(),
+        "crc32": f"{zlib.crc32(content):08x}",
+        **changes,
+    }
+    return json.loads(make_manifest(NAME, content, **facts).to_json())
+
+
+def put(victim: Victim, content: bytes, manifest: bytes | dict[str, Any], name: str = NAME) -> str:
+    raw = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    for path, body in ((victim.backups / name, content), (victim.backups / f".{name}.json", raw)):
+        path.write_bytes(body)
+        path.chmod(0o600)
+        give(path, victim.user)
+    return name
+
+
+def assert_refused(victim: Victim, name: str, status: int = 3) -> str:
+    """Demand that it is listed without harm, and neither verified nor restored."""
+    newest = victim.entries()[0]["run"]
+    said = victim.here(victim.verify(name)).expect(status).errors
+    beside = victim.home / "beside"
+    victim.here(victim.restore(name, target_dir=beside)).expect(status)
+    assert not beside.exists()
+    assert victim.entries()[0]["run"] == newest
+    return said
+
+
+# Archives
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], format_: int = tarfile.GNU_FORMAT) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=format_) as archive:
+        for member, body in members:
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return packed.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o600) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.mode = kind, link, mode
+    return made
+
+
+def header(name: str, size: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a header block whose size field is written as it is given."""
+    block = bytearray(member(name, kind).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = size.ljust(12, b"\0")[:12]
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def sparse() -> bytes:
+    """Return an old GNU sparse member that says it is larger than what is stored of it."""
+    block = bytearray(header("sparse", b"00000001000\0", tarfile.GNUTYPE_SPARSE))
+    block[386:410] = b"00000000000\0" + b"00000001000\0"
+    block[483:495] = b"00004000000\0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + b"x" * 512
+
+
+FINE = (member("PG_VERSION"), b"15\n")
+END = b"\0" * 1024
+NEGATIVE = b"\xff" * 11 + b"\x80"
+PAX = header("pax", b"00000000013\0", tarfile.XHDTYPE) + b"11 path=a/b\n".ljust(512, b"\0")
+
+ARCHIVES: dict[str, Callable[[Path], bytes]] = {
+    "absolute": lambda out: tar((member(str(out / "made")), b"x")),
+    "dots": lambda out: tar((member("../made"), b"x")),
+    "dots-inside": lambda out: tar((member("a/../../made"), b"x")),
+    "symlink": lambda out: tar((member("link", tarfile.SYMTYPE, str(out)), b""), (member("link/made"), b"x")),
+    "symlink-inside": lambda out: tar(FINE, (member("link", tarfile.SYMTYPE, "PG_VERSION"), b"")),
+    "hardlink": lambda out: tar((member("link", tarfile.LNKTYPE, "/etc/hostname"), b"")),
+    "device": lambda out: tar((member("null", tarfile.CHRTYPE), b"")),
+    "fifo": lambda out: tar((member("fifo", tarfile.FIFOTYPE), b"")),
+    "twice": lambda out: tar(FINE, FINE),
+    "file-then-directory": lambda out: tar((member("a"), b"x"), (member("a/b"), b"x")),
+    "directory-then-file": lambda out: tar((member("a", tarfile.DIRTYPE, mode=0o700), b""), (member("a"), b"x")),
+    "long-name": lambda out: tar((member("n" * 300), b"x")),
+    "deep-path": lambda out: tar((member("/".join(["d"] * 4000)), b"x")),
+    "sparse": lambda out: sparse() + END,
+    "negative-size": lambda out: header("back", NEGATIVE) + b"x" * 512 + END,
+    "huge-size": lambda out: header("huge", b"77777777777\0") + b"x" * 512 + END,
+    "size-of-letters": lambda out: header("letters", b"abcdefg\0") + END,
+    "pax-after-pax": lambda out: PAX * 3000 + END,
+    "pax-without-end": lambda out: header("pax", b"77777777777\0", tarfile.XHDTYPE) + END,
+    "cut": lambda out: tar(FINE, (member("a"), b"x" * 5000))[:2048],
+    "nothing": lambda out: b"",
+    "no-tar": lambda out: b"this is no archive" * 100,
+    "only-an-end": lambda out: END,
+    "not-a-cluster": lambda out: tar((member("a"), b"x")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_a_hostile_archive_is_refused(clean: PostgresVictim, tmp_path: Path, kind: str) -> None:
+    content = ARCHIVES[kind](tmp_path)
+    assert_refused(clean, put(clean, content, described(content)))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_bomb_ends_where_its_manifest_says(clean: PostgresVictim) -> None:
+    plain = tar(FINE, (member("big"), b"\0" * (64 << 20)))
+    content = gzip.compress(plain)
+    manifest = {**described(content, plain[: 1 << 20], codec="gzip"), "name": NAME + ".gz"}
+    assert "unpacks to more than" in assert_refused(clean, put(clean, content, manifest, NAME + ".gz"))
+
+
+# Manifests
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+CONTENT = tar(FINE)
+MANIFESTS: dict[str, Any] = {
+    "source-deep": {"source": {"a": json.loads(nested(400))}},
+    "name-with-slashes": {"name": "../../etc/passwd"},
+    "name-of-another": {"name": NAME.replace("101112", "101113")},
+    "name-with-a-newline": {"name": NAME + "\n"},
+    "name-of-a-surrogate": {"name": "\ud800"},
+    "run-with-slashes": {"run": "/../../x"},
+    "run-of-a-surrogate": {"run": "\ud800"},
+    "run-with-controls": {"run": "a\x1b[2Jb"},
+    "size-negative": {"size": -1},
+    "size-huge": {"size": 10**30},
+    "size-true": {"size": True},
+    "size-text": {"size": "12"},
+    "size-other": {"size": 7},
+    "sha-other": {"sha256": "0" * 64},
+    "sha-upper": {"sha256": "A" * 64},
+    "plain-sha-other": {"plain_sha256": "0" * 64},
+    "plain-size-huge": {"plain_size": 10**30},
+    "plain-size-other": {"plain_size": 512},
+    "codec-unknown": {"codec": "rot13"},
+    "mode-unknown": {"mode": "sideways"},
+    "type-unknown": {"type": "yearly"},
+    "store-unknown": {"store": "mysql"},
+    "store-other": {"store": "couch"},
+    "date-impossible": {"local_date": "2026-02-31"},
+    "time-impossible": {"started_at": "yesterday"},
+    "warnings-of-numbers": {"warnings": [1, 2]},
+    "source-a-list": {"source": []},
+    "field-unknown": {"exec": "rm -rf /"},
+    "schema-zero": {"schema": 0},
+    "schema-newer": {"schema": 2},
+    "schema-text": {"schema": "1"},
+    "deep": b'{"source": {"a": ' + nested(200_000) + b"}}",
+    "number-endless": b'{"schema": ' + b"9" * 100_000 + b"}",
+    "not-utf-8": b'{"name": "\xff\xfe"}',
+    "empty": b"",
+    "a-list": b"[]",
+    "null": b"null",
+    "too-large": b" " * ((64 << 20) + 1),
+}
+
+
+def changed(change: Any) -> bytes | dict[str, Any]:
+    return change if isinstance(change, bytes) else {**described(CONTENT), **change}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_hostile_manifest_is_refused(clean: PostgresVictim, kind: str) -> None:
+    put(clean, CONTENT, changed(MANIFESTS[kind]))
+    good = [e["name"] for e in clean.good()]
+    here = [e for e in clean.entries() if e["locations"][0]["path"].endswith(f"/{NAME}")]
+    if kind != "store-other":  # which is not listed among this store's
+        clean.here(clean.verify(NAME)).expect(3)
+        clean.here(clean.restore(NAME, target_dir=clean.home / "beside")).expect(3)
+        assert not (clean.home / "beside").exists()
+    assert len(here) == (kind != "store-other")
+    assert [e["name"] for e in clean.good()] == good
+    # `latest` is another, and a prune keeps what it knows nothing of.
+    clean.here(clean.verify()).expect(0)
+
+
+def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: PostgresVictim) -> None:
+    manifest = described(CONTENT)
+    manifest["source"]["deep"] = json.loads(nested(20))
+    assert "is not in it" in assert_refused(clean, put(clean, CONTENT, manifest))
+
+
+def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: PostgresVictim) -> None:
+    put(clean, CONTENT, changed({"schema": 2}))
+    (entry,) = [e for e in clean.entries() if e["name"] == NAME]
+    assert "newer hq_backups" in entry["problem"]
+    said = clean.here(clean.restore(NAME, target_dir=clean.home / "beside")).expect(3).errors
+    assert "newer" in said
+    assert "Update hq_backups" in said
+
+
+def test_a_pending_manifest_moves_nothing_into_the_directory(clean: PostgresVictim, tmp_path: Path) -> None:
+    outside = clean.home / "outside.partial"
+    outside.write_bytes(CONTENT)
+    give(outside, clean.user)
+    for run in (f"/../../{clean.home.name}/outside", "/../outside", "\ud800"):
+        pending = clean.backups / f".{hashlib.md5(run.encode('utf-8', 'replace')).hexdigest()}.pending.json"  # noqa: S324
+        pending.write_text(json.dumps({**described(CONTENT), "run": run}))
+    clean.run(clean.prune()).expect(0)
+    assert outside.read_bytes() == CONTENT
+    assert clean.stray_files() == set()
+    outside.unlink()
+
+
+def test_hostile_manifests_in_the_bucket_harm_nobody(
+    victim: Victim, s3: S3Service, versioned_bucket: str
+) -> None:
+    victim.use_bucket(s3, versioned_bucket)
+    run = victim.run(victim.backup()).expect(0).events[0]["run"]
+    key = next(k for k in victim.objects() if not k.endswith(".json"))
+    client = s3.client()
+    good = json.loads(client.get_object(Bucket=versioned_bucket, Key=f"{key}.manifest.json")["Body"].read())
+    elsewhere = copy.deepcopy(good)
+    elsewhere["run"] = "20991120T101112Z-pg0-postgres"
+    client.put_object(Bucket=versioned_bucket, Key="postgres_daily_evil.tar", Body=CONTENT)
+    bodies = {
+        # Says that its object lies under another key, or is another version.
+        "postgres_daily_evil.tar": json.dumps(elsewhere).encode(),
+        "postgres_weekly_evil.tar": b"[" * 100_000,
+        "postgres_hourly_evil.tar": b"\xff",
+        "postgres_manual_evil.tar": json.dumps({**good, "schema": 2}).encode(),
+        "postgres_manual_evil2.tar": json.dumps({**good, "size": -1}).encode(),
+        "postgres_/../../evil.tar": json.dumps(good).encode(),
+        "postgres_gone.tar": json.dumps(
+            {**elsewhere, "repository": {**good["repository"], "key": "postgres_gone.tar"}}
+        ).encode(),
+    }
+    for name, body in bodies.items():
+        if ".." not in name:
+            client.put_object(Bucket=versioned_bucket, Key=f"{name}.manifest.json", Body=body)
+    assert {e["run"] for e in victim.good("s3")} == {run}
+    victim.run(victim.verify(source="s3")).expect(0)
+    victim.run(victim.backup()).expect(0)
+
+
+# Damage
+
+
+def flips(path: Path, count: int, first: int = 0, last: int | None = None) -> Iterator[int]:
+    """Flip one bit at a time, put it back after each look."""
+    dice = random.Random(SEED)
+    size = path.stat().st_size if last is None else last
+    spots = sorted(dice.sample(range(first, size), min(SWEEP or count, size - first)))
+    for spot in spots:
+        bit = 1 << dice.randrange(8)
+        with path.open("r+b", buffering=0) as file:
+            for _ in range(2):
+                file.seek(spot)
+                old = file.read(1)[0]
+                file.seek(spot)
+                file.write(bytes([old ^ bit]))
+                if _ == 0:
+                    yield spot
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip"])
+def test_any_flipped_bit_of_an_archive_is_found(victim: Victim, codec: str) -> None:
+    victim.run(victim.backup(changes={"compression": codec})).expect(0)
+    (entry,) = victim.good()
+    path = victim.backups / entry["name"]
+    size = entry["size"]
+    for spot in (
+        s for part in (flips(path, 4), flips(path, 1, 0, 10), flips(path, 1, size - 8)) for s in part
+    ):
+        outcome = victim.here(victim.verify(entry["name"]))
+        assert outcome.status == 3, (spot, outcome)
+        assert "is damaged" in outcome.errors
+    victim.here(victim.verify(entry["name"])).expect(0)
+
+
+def test_any_flipped_bit_of_a_manifest_is_found_or_harmless(victim: Victim) -> None:
+    victim.run(victim.backup()).expect(0)
+    (entry,) = victim.good()
+    found = 0
+    for spot in flips(victim.backups / f".{entry['name']}.json", 12):
+        (listed,) = victim.entries()
+        status = victim.here(victim.verify(entry["name"])).status
+        assert status in (0, 3), (spot, listed)
+        found += status == 3
+    assert found
+    victim.here(victim.verify(entry["name"])).expect(0)
+
+
+def test_a_damaged_archive_is_not_restored_over_good_data(own_victim: Callable[..., PostgresVictim]) -> None:
+    victim = own_victim()
+    victim.run(victim.backup()).expect(0)
+    victim.change_data()
+    data, around = victim.fingerprint(), set(os.listdir(victim.server.workdir))
+    (entry,) = victim.good()
+    for spot in flips(victim.backups / entry["name"], 1):
+        outcome = victim.run(victim.restore()).expect(3)
+        assert "is damaged" in outcome.errors, spot
+        assert victim.is_serving()
+        assert victim.fingerprint() == data
+        assert {n for n in os.listdir(victim.server.workdir) if not n.endswith(".lock")} == around
+    victim.run(victim.restore()).expect(0)
+    assert victim.fingerprint() != data

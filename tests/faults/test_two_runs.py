@@ -1,0 +1,82 @@
+"""One run per store and host: a second one is told who holds it; a killed one holds nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from hq_backups.engine.config import Job
+from tests.faults.engine_process import Engine
+from tests.faults.producer import in_front
+from tests.faults.victim import PostgresVictim
+from tests.testbed.process import wait_until
+
+pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+
+
+@contextmanager
+def halted(victim: PostgresVictim) -> Iterator[Engine]:
+    """Hold a backup in its middle; it ends well after the block, unless it was killed."""
+    with in_front(victim) as fake:
+        fake.plan(pause=1)
+        with victim.engine(victim.backup()) as engine:
+            wait_until(lambda: fake.reached or not engine.running, what="the middle of the backup")
+            yield engine
+            fake.go()
+            if engine.running:
+                engine.wait().expect(0)
+
+
+def test_a_second_run_is_told_who_holds_the_store(victim: PostgresVictim) -> None:
+    victim.run(victim.backup("weekly")).expect(0)
+    with halted(victim) as first:
+        run = first.said()[0]["run"]
+        names = victim.names()
+        jobs: list[Job] = [
+            victim.backup(),
+            victim.backup("hourly"),
+            victim.prune(),
+            victim.restore(disconnect=True),
+        ]
+        for job in jobs:
+            said = victim.run(job).expect(6).errors
+            found = re.search(r"run (\S+) \(backup\), pid (\d+) of user (\S+), since (\S+ \S+) UTC", said)
+            assert found is not None, said
+            assert found.groups()[:3] == (run, str(first.pid), victim.user)
+        # Reading disturbs nobody and is not disturbed.
+        assert len(victim.good()) == 1
+        victim.run(victim.verify()).expect(0)
+        assert {n for n in victim.names() if not n.endswith(".verified.json")} == names
+    assert {e["type"] for e in victim.good()} == {"daily", "weekly"}
+    victim.assert_clean()
+
+
+def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: PostgresVictim) -> None:
+    with halted(victim) as first:
+        first.kill()
+        first.process.wait()
+        # Its producer stands still with the pipes open.
+        assert victim.leftovers()
+        victim.options.clear()
+        victim.run(victim.backup()).expect(0)
+    victim.assert_clean()
+
+
+def test_two_restores_of_one_target(own_victim: Callable[..., PostgresVictim]) -> None:
+    victim = own_victim()
+    victim.run(victim.backup()).expect(0)
+    victim.change_data()
+    with victim.engine(victim.restore()) as first:
+        wait_until(
+            lambda: [*victim.server.workdir.glob(".data.*staging-*")] or not first.running, what="the staging"
+        )
+        outcome = victim.run(victim.restore())
+        undone = victim.run(victim.undo())
+        first.wait().expect(0)
+    assert outcome.status == 6, outcome.errors
+    assert f"pid {first.pid} of user root" in outcome.errors
+    assert undone.status in (5, 6), undone.errors
+    assert victim.is_serving()
