@@ -31,7 +31,7 @@ def silent() -> Events:
 
 
 def put(repository: LocalRepository, content: bytes, **changes: str) -> Manifest:
-    described = manifest(NAME, content, **changes)
+    described = manifest(changes.pop("name", NAME), content, **changes)
     repository.partial(described.run).write_bytes(content)
     repository.publish(described)
     return described
@@ -181,6 +181,26 @@ def test_removing_takes_everything_that_belongs_to_it(repository: LocalRepositor
     repository.record_verified(NAME, described.sha256, "2026-11-22T10:00:00Z", deep=True)
     repository.remove(NAME)
     assert list(repository.directory.iterdir()) == []
+
+
+def test_a_removal_killed_anywhere_leaves_nothing_behind_after_the_next_run(
+    repository: LocalRepository,
+) -> None:
+    other = "postgres_prod_weekly_2026_11_22.tar.gz"
+
+    def prepare() -> None:
+        clear(repository.directory)
+        put(repository, b"kept", name=other)
+        described = put(repository, b"good")
+        repository.record_verified(NAME, described.sha256, "2026-11-22T10:00:00Z", deep=True)
+
+    for step in every_step(lambda: repository.remove(NAME), prepare):
+        repository.recover(silent())
+        left = {p.name for p in repository.directory.iterdir()}
+        assert left in (
+            {other, f".{other}.json"},
+            {other, f".{other}.json", NAME, f".{NAME}.json", f".{NAME}.verified.json"},
+        ), step
 
 
 def test_uploads_are_recorded_until_they_are_over(repository: LocalRepository) -> None:

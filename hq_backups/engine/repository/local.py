@@ -111,18 +111,30 @@ class LocalRepository:
                 events.step("recover", f"finished {manifest.name}, whose run was killed")
             else:
                 path.unlink()
-        for path in list(self.directory.glob(f".*{names.PARTIAL_SUFFIX}")) + list(
-            self.directory.glob(".*.tmp")
-        ):
-            path.unlink()
+        for path in self._leftovers():
+            path.unlink(missing_ok=True)
             events.step("recover", f"removed {path.name}, left by a run that died")
-        for path in list(self.directory.glob(f".*{_PENDING}")):
-            path.unlink()
-        for path in list(self.directory.glob(f"{_PROBE}*")) + list(self.directory.glob(f"{HOLDER_NAME}.*")):
-            pid = path.name.rpartition("-" if path.name.startswith(_PROBE) else ".")[2]
-            if process_started(pid) is None:
-                path.unlink(missing_ok=True)
         self._sync()
+
+    def _leftovers(self) -> list[Path]:
+        """Return what only a run that still lives, or none at all, could need."""
+        here = list(self.directory.iterdir())
+        there = {path.name for path in here}
+        return [path for path in here if path.name.startswith(".") and self._is_leftover(path.name, there)]
+
+    @staticmethod
+    def _is_leftover(name: str, there: set[str]) -> bool:
+        if name.endswith((names.PARTIAL_SUFFIX, ".tmp", _PENDING)):
+            return True
+        for prefix in (_PROBE, f"{HOLDER_NAME}."):
+            if name.startswith(prefix):
+                return process_started(name.removeprefix(prefix)) is None
+        # What lies beside an artifact that was removed: prune was killed between the two.
+        for suffix in (_VERIFIED, ".json"):
+            artifact = name[1:].removesuffix(suffix)
+            if name.endswith(suffix) and names.parse_name(artifact) is not None:
+                return artifact not in there
+        return False
 
     def remove(self, name: str) -> None:
         """Delete an artifact, then its manifest: a manifest without its artifact is nothing."""
