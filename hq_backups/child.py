@@ -40,8 +40,13 @@ class EngineProcess(Child):
 
     def __iter__(self) -> Iterator[Event | int | ProtocolMismatch]:
         """Yield what comes until the process has closed its output."""
-        while (item := self._items.get()) is not None:
-            yield item
+        while True:
+            # Not for ever: a signal that came right before the wait, or to another thread, is seen after it.
+            with contextlib.suppress(queue.Empty):
+                item = self._items.get(timeout=0.5)
+                if item is None:
+                    return
+                yield item
 
     def give(self, job: str) -> None:
         """Hand the process its job; its standard input stays open, for closing it says that we are gone."""

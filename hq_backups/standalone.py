@@ -93,7 +93,7 @@ def usage() -> str:
     for verb in verbs:
         module = importlib.import_module(f"hq_backups.management.commands.{verb}")
         short = re.split("[:;.]", module.Command.help)[0]
-        lines.append(f"  {verb:<{max(map(len, verbs))}}  {short}")
+        lines.append(f"  {verb:<{max(map(len, verbs))}}  {short}.")
     return "\n".join([*lines, "", f"Each has its own: {PROGRAM} COMMAND --help", "", EXAMPLES, ""])
 
 

@@ -36,7 +36,7 @@ from hq_backups.engine.unpack import unpack
 
 MARGIN = 64 << 20
 """Bytes that stay free beside what is unpacked."""
-_NOTHING_BACK = "there were no data before and are none now; restore a backup: restore_backup {} latest"
+_NOTHING_BACK = "there are no data now, as before: restore_backup {} latest"
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_help_lists_every_command_in_one_line(run: Run) -> None:
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {verb} ")]
         assert line.endswith(".")
     assert "examples:" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert max(map(len, done.stdout.splitlines())) < 80
 
 
 def test_nothing_at_all_is_answered_with_help_and_a_usage_error(run: Run) -> None:
