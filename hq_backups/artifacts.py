@@ -29,6 +29,7 @@ def sync(
     rows = list(entries)
     with transaction.atomic(using=router.db_for_write(Artifact)):
         listed = write_entries(rows)
+        write_runs(rows)
         if not complete:
             return len(listed), 0
         present = Artifact.objects.filter(store__in=list(stores), gone_at=None)
@@ -54,6 +55,33 @@ def write_entries(entries: Iterable[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
         _upsert([row for row in rows.values() if getattr(row, extra)], [*changed, extra])
     _upsert([row for row in rows.values() if not row.verified_at and not row.manifest], changed)
     return set(rows)
+
+
+def write_runs(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write a row for each run that a manifest tells of and that has none, or one that never ended.
+
+    A restore of the database that holds the records puts back a row of the very backup that was running then.
+    """
+    from hq_backups.models import BackupRun
+
+    told = [f for f in map(artifact_fields, entries) if f and f["managed"] and f["run"] and not f["problem"]]
+    shared = ("run", "store", "mode", "type", "env", "host", "size")
+    made = [
+        BackupRun(
+            **{name: fields[name] for name in shared},
+            verb="backup",
+            started_at=fields["taken_at"],
+            status=BackupRun.Status.OK,
+            exit_code=0,
+            artifact=fields["name"],
+        )
+        for fields in told
+    ]
+    BackupRun.objects.bulk_create(made, batch_size=200, ignore_conflicts=True)
+    for start in range(0, len(made), 500):
+        runs = [row.run for row in made[start : start + 500]]
+        unended = BackupRun.objects.filter(run__in=runs, verb="backup", status=BackupRun.Status.RUNNING)
+        unended.update(status=BackupRun.Status.OK, exit_code=0)
 
 
 def _join(known: Any, fields: dict[str, Any]) -> dict[str, Any]:

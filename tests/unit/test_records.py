@@ -206,6 +206,18 @@ class TestSync:
         assert before[0]["sha256"] == "a" * 64
         assert before[1]["run"] == ""
 
+    def test_rebuilds_the_runs_and_ends_what_a_restore_left_running(self) -> None:
+        other = "20261121T000002Z-pg0-postgres"
+        BackupRun.objects.create(run=RUN, verb="backup", store="postgres", started_at=AT)
+        BackupRun.objects.create(
+            run="failed", verb="backup", store="postgres", started_at=AT, status="failed", exit_code=1
+        )
+        entries = [entry(), entry(name="b", run=other), entry(name="bad", run="x", problem="short")]
+        for _ in "twice":
+            records.sync(entries, ["postgres"])
+            rows = {row.run: (row.status, row.exit_code) for row in BackupRun.objects.all()}
+            assert rows == {RUN: ("ok", 0), other: ("ok", 0), "failed": ("failed", 1)}
+
     def test_marks_what_is_gone_and_finds_it_again(self) -> None:
         records.sync([entry(), entry(name="b")], ["postgres"])
         assert records.sync([entry()], ["postgres"]) == (1, 1)
