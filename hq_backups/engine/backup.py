@@ -182,7 +182,7 @@ def _write(
 
         writer = ArtifactWriter(partial, store.config.compression, store.config.compression_level, written)
         stack.callback(writer.close)
-        read_back = ReadBack(partial, store.config.compression)
+        read_back = ReadBack(partial)
         stack.callback(read_back.close)
         followers.append(read_back)
         if bucket is not None:

@@ -7,6 +7,7 @@ Each gives a compressor with ``compress(data)`` and ``flush()`` and a decompress
 from __future__ import annotations
 
 import bz2
+import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -139,3 +140,13 @@ def sniff(head: bytes) -> str:
 
 
 crc32 = isal_zlib.crc32
+
+TRAILER = 8
+"""Bytes at the end of a gzip stream: CRC32 and size of what it unpacks to (RFC 1952, 2.3.1)."""
+
+
+def trailer_agrees(codec: str, tail: bytes, plain_size: int, plain_crc32: int) -> bool:
+    """Tell whether a stream's last bytes say what went into it; true for codecs without such bytes."""
+    if codec != "gzip":
+        return True
+    return tail == struct.pack("<II", plain_crc32, plain_size & 0xFFFFFFFF)

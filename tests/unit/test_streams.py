@@ -24,7 +24,7 @@ def write(path: Path, data: bytes, codec: str = "gzip", *, damage: bool = False)
     """Write an artifact and follow it, as a backup does."""
     follower: list[ReadBack] = []
     writer = ArtifactWriter(path, codec, 1, lambda size: [f.advance(size) for f in follower])
-    read_back = ReadBack(path, codec)
+    read_back = ReadBack(path)
     follower.append(read_back)
     try:
         for start in range(0, len(data), CHUNK):
@@ -85,6 +85,23 @@ def test_a_byte_that_the_disk_changed_fails_the_read_back(tmp_path: Path, codec:
     # Smaller than a read: the follower waits for the end, so the damage is there before it reads.
     with pytest.raises(ReadBackFailed):
         write(tmp_path / "artifact", os.urandom(5000), codec, damage=True)
+
+
+def test_a_compressor_that_loses_bytes_fails_the_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lossy:
+        def __init__(self) -> None:
+            self.inner = codecs.compressor("gzip", 1)
+            self.flush = self.inner.flush
+
+        def compress(self, data: memoryview) -> bytes:
+            return self.inner.compress(data[:-1])
+
+    lossy = Lossy()
+    monkeypatch.setattr(codecs, "compressor", lambda codec, level: lossy)
+    with pytest.raises(ReadBackFailed, match="compressed stream"):
+        write(tmp_path / "lossy", b"x" * 5000)
 
 
 def test_a_follower_does_not_take_the_end_of_a_growing_file_for_the_end(tmp_path: Path) -> None:
