@@ -200,7 +200,7 @@ def table(title: str, results: dict[str, Measured], size: int, stored: dict[str,
 def main() -> None:
     """Measure PostgreSQL, mode plain."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=1200, help="size of the data (default 1200)")
+    parser.add_argument("--mib", type=int, default=1600, help="size of the data (default 1600)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--version", type=int, default=15)
     options = parser.parse_args()
