@@ -11,6 +11,7 @@ unpacking in a thread of its own, in bounded memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -275,7 +276,6 @@ class PlainReader:
         name: str,
         *,
         max_plain: int | None = None,
-        threaded: bool = True,
         on_stored: Callable[[int], None] | None = None,
     ) -> None:
         """Read ``source``, called ``name`` in errors; ``on_stored`` is told the stored bytes read so far."""
@@ -291,26 +291,26 @@ class PlainReader:
         self._ended = False
         self._chunk = memoryview(b"")
         self._position = 0
-        self._threaded = threaded
-        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
+        self._unpacked: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
+        self._hashed: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
         self._closed = threading.Event()
-        if threaded:
-            self._thread = threading.Thread(target=self._unpack_ahead, name="hqb-unpack", daemon=True)
-            self._thread.start()
+        # Unpacking, hashing and whatever the caller does with the bytes take about the same time each.
+        self._threads = [
+            threading.Thread(target=self._unpack_ahead, name="hqb-unpack", daemon=True),
+            threading.Thread(target=self._hash_ahead, name="hqb-hash", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def chunk(self) -> bytes:
         """Return the next plain bytes, however many; none at the end."""
-        if not self._threaded:
-            data = self._unpack()
-        else:
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                self._queue.put(item)
-                raise item
-            data = item
-            if not data:
-                self._queue.put(data)
-        return data
+        item = self._hashed.get()
+        if isinstance(item, BaseException) or not item:
+            # Asked again, it ends again.
+            self._hashed.put(item)
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def read(self, n: int = -1) -> bytes:
         """Return exactly ``n`` plain bytes, fewer at the end only."""
@@ -376,22 +376,34 @@ class PlainReader:
     def close(self) -> None:
         """Stop unpacking ahead."""
         self._closed.set()
-        if self._threaded:
-            while self._thread.is_alive():
-                try:
-                    self._queue.get_nowait()
-                except queue.Empty:
-                    self._thread.join(0.01)
+        for waiting, thread in zip((self._unpacked, self._hashed), self._threads, strict=True):
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    waiting.get_nowait()
+                thread.join(0.01)
+                if thread is self._threads[1]:
+                    with contextlib.suppress(queue.Full):
+                        self._unpacked.put_nowait(b"")
 
     def _unpack_ahead(self) -> None:
         try:
             while not self._closed.is_set():
                 data = self._unpack()
-                self._queue.put(data)
+                self._unpacked.put(data)
                 if not data:
                     return
         except BaseException as error:
-            self._queue.put(error)
+            self._unpacked.put(error)
+
+    def _hash_ahead(self) -> None:
+        while True:
+            item = self._unpacked.get()
+            if not isinstance(item, BaseException):
+                self._plain_sha.update(item)
+                self._plain_crc = codecs.crc32(item, self._plain_crc)
+            self._hashed.put(item)
+            if isinstance(item, BaseException) or not item:
+                return
 
     def _unpack(self) -> bytes:
         """Return the next plain bytes: never none before the stream's own end was seen."""
@@ -419,9 +431,6 @@ class PlainReader:
             if self._decompressor.eof:
                 self._pending = self._decompressor.unused_data
             if plain:
-                # Hashed here and not where they are used: writing them is the other thread's whole work.
-                self._plain_sha.update(plain)
-                self._plain_crc = codecs.crc32(plain, self._plain_crc)
                 self._plain_size += len(plain)
                 if self._max_plain is not None and self._plain_size > self._max_plain:
                     raise CorruptBackup(
