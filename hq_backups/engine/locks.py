@@ -160,12 +160,13 @@ def _facts(run: str, verb: str) -> bytes:
         "run": run,
         "verb": verb,
         "since": format_utc(utc_now()),
-        "user": _user_name(),
+        "user": user_name(),
     }
     return json.dumps(facts).encode() + b"\n"
 
 
-def _user_name() -> str:
+def user_name() -> str:
+    """Return the name of this process's user, or its number where it has none."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

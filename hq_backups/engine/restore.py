@@ -232,8 +232,8 @@ def _plan(
             hint="Run the same command as root (sudo).",
         )
     facts = store.check_restore(manifest, events, in_place=True)
-    parent = _existing(request.staging_dir or target.parent)
-    if not space.same_filesystem(parent, _existing(target.parent)):
+    parent = space.existing(request.staging_dir or target.parent)
+    if not space.same_filesystem(parent, space.existing(target.parent)):
         raise PreflightFailed(
             f"{parent} is on another filesystem than {target.parent}",
             hint="Leave --staging-dir out, or choose a directory on the same filesystem.",
@@ -242,17 +242,7 @@ def _plan(
     space.require(parent, needed, "unpack beside the target", "Free space there; nothing was changed.")
     staging = (request.staging_dir or target.parent) / f"{_staging_prefix(target)}{run_id}"
     return Plan(
-        store=store.name,
-        env=store.config.env,
-        name=manifest.name,
-        run=manifest.run,
-        sha256=manifest.sha256,
-        from_env=manifest.env,
-        from_host=manifest.host,
-        taken_at=manifest.started_at,
-        size=manifest.size,
-        plain_size=manifest.plain_size,
-        source=_where(location),
+        **_about(store, manifest, location),
         target=str(target),
         staging=str(staging),
         set_aside=str(target.with_name(f"{target.name}.before-{run_id}"))
@@ -264,6 +254,23 @@ def _plan(
         facts=facts,
         next_steps=tuple(store.next_steps()),
     )
+
+
+def _about(store: Store, manifest: Manifest, location: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what every plan says of the artifact."""
+    return {
+        "store": store.name,
+        "env": store.config.env,
+        "name": manifest.name,
+        "run": manifest.run,
+        "sha256": manifest.sha256,
+        "from_env": manifest.env,
+        "from_host": manifest.host,
+        "taken_at": manifest.started_at,
+        "size": manifest.size,
+        "plain_size": manifest.plain_size,
+        "source": _where(location),
+    }
 
 
 def _staging_prefix(target: Path) -> str:
@@ -294,27 +301,17 @@ def _beside(
         )
     facts = store.check_restore(manifest, events, in_place=False)
     needed = manifest.plain_size + manifest.plain_size // 50
-    space.require(_existing(target), needed, "the unpacked data", "Name a place with more room.")
+    space.require(space.existing(target), needed, "the unpacked data", "Name a place with more room.")
     events.emit(
         "plan",
         **to_plain(
             Plan(
-                store=store.name,
-                env=config.env,
-                name=manifest.name,
-                run=manifest.run,
-                sha256=manifest.sha256,
-                from_env=manifest.env,
-                from_host=manifest.host,
-                taken_at=manifest.started_at,
-                size=manifest.size,
-                plain_size=manifest.plain_size,
-                source=_where(location),
+                **_about(store, manifest, location),
                 target=str(target),
                 staging=None,
                 set_aside=None,
                 owner=store.owner(),
-                free=space.free_bytes(_existing(target)),
+                free=space.free_bytes(space.existing(target)),
                 needed=needed,
                 facts=facts,
                 next_steps=(),
@@ -373,10 +370,6 @@ def _make_parents(target: Path, owner: str) -> None:
         if os.geteuid() == 0:
             entry = pwd.getpwnam(owner)
             os.chown(directory, entry.pw_uid, entry.pw_gid)
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 @contextmanager

@@ -26,13 +26,13 @@ def free_bytes(path: Path) -> int:
 
     Root could also take the reserved blocks: they are the host's last reserve, and no backup's.
     """
-    stat = os.statvfs(_existing(path))
+    stat = os.statvfs(existing(path))
     return stat.f_bavail * stat.f_frsize
 
 
 def free_files(path: Path) -> int | None:
     """Return how many files may still be made there; None where the filesystem has no such limit."""
-    stat = os.statvfs(_existing(path))
+    stat = os.statvfs(existing(path))
     return stat.f_favail if stat.f_files else None
 
 
@@ -67,7 +67,7 @@ class Filesystem:
 
 def filesystem_of(path: Path) -> Filesystem:
     """Return the filesystem of ``path`` or, when it is missing, of where it would be made."""
-    real = _existing(path)
+    real = existing(path)
     device = real.stat().st_dev
     mount, kind = Path("/"), "unknown"
     for point, fstype in _mounts():
@@ -92,7 +92,7 @@ def is_mount_point(path: Path) -> bool:
     return os.path.ismount(real) or any(point == real for point, _ in _mounts())
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """Return ``path`` or its nearest parent that exists, resolved."""
     current = Path(os.path.abspath(path))
     while not current.exists() and current != current.parent:

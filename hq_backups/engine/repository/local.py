@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 from hq_backups.engine import names
 from hq_backups.engine.errors import BadManifest, DiskFull, HQBackupsError, PreflightFailed
 from hq_backups.engine.events import Events
-from hq_backups.engine.locks import HOLDER_NAME, process_started
+from hq_backups.engine.locks import HOLDER_NAME, process_started, user_name
 from hq_backups.engine.manifest import MAX_BYTES, Manifest, load_manifest
 
 _PENDING = ".pending.json"
@@ -60,7 +59,7 @@ class LocalRepository:
         except OSError as error:
             raise PreflightFailed(
                 f"the backup directory {self.directory} cannot be written: {error.strerror}",
-                hint=f"sudo install -d -m 700 -o {_user_name()} {self.directory}",
+                hint=f"sudo install -d -m 700 -o {user_name()} {self.directory}",
             ) from error
         mode = stat.S_IMODE(self.directory.stat().st_mode)
         if mode & 0o077:
@@ -242,13 +241,6 @@ class LocalRepository:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def file_sha256(path: Path) -> str:
