@@ -6,7 +6,7 @@ import base64
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -219,9 +219,16 @@ def test_a_fault_of_ours_prints_no_secret(guarded: PostgresVictim) -> None:
 
 
 def test_a_password_file_does_not_outlive_a_killed_run_for_long(guarded: PostgresVictim) -> None:
+    modes: set[int] = set()
+
+    def password_is_in_use() -> bool:
+        for path in guarded.tmp.glob("hqb-pgpass-*"):
+            with suppress(FileNotFoundError):
+                modes.add(path.stat().st_mode & 0o777)
+        return bool(modes) and any(guarded.backups.glob(".*.partial"))
+
     with guarded.engine(guarded.backup()) as engine:
-        wait_until(lambda: any(guarded.backups.glob(".*.partial")), what="the backup's beginning")
-        modes = {path.stat().st_mode & 0o777 for path in guarded.tmp.glob("hqb-pgpass-*")}
+        wait_until(password_is_in_use, what="the backup's beginning")
         engine.kill()
         engine.wait()
     assert modes == {0o600}

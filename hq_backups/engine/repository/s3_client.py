@@ -15,6 +15,7 @@ from botocore.session import Session
 from hq_backups.engine.config import S3Config
 from hq_backups.engine.errors import ConfigurationError
 from hq_backups.engine.repository.s3_errors import CutAnswer, explained
+from hq_backups.engine.repository.s3_http import demand_whole_answers
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -96,6 +97,7 @@ def make_client(
             f"S3 cannot be used with these settings: {error}",
             hint="See aws_endpoint and aws_region: list_backups --config",
         ) from error
+    demand_whole_answers(client)
     for operation in _ANSWER_WITH_XML:
         client.meta.events.register(f"before-parse.s3.{operation}", _refuse_nothing)
     return cast("S3Client", client)
