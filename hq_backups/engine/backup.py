@@ -75,7 +75,7 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
             where = f" and {bucket.where}" if bucket is not None else ""
             events.step("dry-run", f"would write {repository.directory / name}{where}")
             return Exit.OK
-        manifest = _make(store, prepared, run, name, repository, bucket, events)
+        manifest = _make(store, prepared, run, name, repository, bucket, request.accept_bad_pages, events)
         failure = bucket.finish(manifest) if bucket is not None else None
         if bucket is not None and failure is None:
             failure = _send_older(store, repository, run, events)
@@ -121,13 +121,14 @@ def _make(
     name: str,
     repository: LocalRepository,
     bucket: BucketUpload | None,
+    accept_bad_pages: bool,
     events: Events,
 ) -> Manifest:
     """Write, test and publish the artifact; whatever goes wrong, its half is removed."""
     began = time.monotonic()
     partial = repository.partial(run.id)
     try:
-        digest, facts = _write(store, prepared, run, partial, bucket, events)
+        digest, facts = _write(store, prepared, run, partial, bucket, accept_bad_pages, events)
         manifest = Manifest(
             store=store.name,
             mode=store.mode,
@@ -169,6 +170,7 @@ def _write(
     run: Run,
     partial: Path,
     bucket: BucketUpload | None,
+    accept_bad_pages: bool,
     events: Events,
 ) -> tuple[Digest, dict[str, object]]:
     """Stream the store into ``partial`` while it is read back and uploaded."""
@@ -188,7 +190,7 @@ def _write(
         if bucket is not None:
             bucket.start(partial, prepared.estimate)
             followers.append(bucket)
-        stream = stack.enter_context(store.open_stream(prepared, run.id))
+        stream = stack.enter_context(store.open_stream(prepared, run.id, accept_bad_pages=accept_bad_pages))
         total = _copy(stream, writer, prepared, events)
         facts = dict(stream.finish())
         writer.finish()

@@ -18,8 +18,9 @@ HOPELESS, DOUBTFUL = 20, 3
 
 
 def newest_good(store: Store) -> Manifest | None:
-    """Return the newest good local artifact's manifest."""
-    return max(good_local(store), key=lambda m: m.started_at, default=None)
+    """Return the manifest of the newest good local artifact of the store's mode."""
+    fitting = [m for m in good_local(store) if m.mode == store.mode]
+    return max(fitting, key=lambda m: m.started_at, default=None)
 
 
 def require_space(
@@ -28,9 +29,9 @@ def require_space(
     """Judge by the last artifact's ratio when there is one; else only what is hopeless fails."""
     free = space.free_bytes(repository.directory)
     if last is not None and last.plain_size:
-        needed = int(prepared.estimate * last.size / last.plain_size * 1.1)
+        needed = int(prepared.estimate * last.size / last.plain_size * 1.1) + prepared.spool
     else:
-        needed = prepared.estimate // HOPELESS
+        needed = prepared.estimate // HOPELESS + prepared.spool
         if free < prepared.estimate // DOUBTFUL:
             what = space.human_bytes(prepared.estimate)
             events.warning("space", f"{space.human_bytes(free)} are free for a backup of {what}")

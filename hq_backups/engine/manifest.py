@@ -20,11 +20,14 @@ from hq_backups.engine.events import parse_utc
 SCHEMA = 1
 MAX_BYTES = 64 << 20
 
+UNMANAGED = "unmanaged-"
+"""How the run of an artifact begins that no run of ours made."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _FILE_NAME = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\Z")
 _MODES = ("plain", "dump", "tar", "snapshot")
-_CODECS = ("gzip", "zstd", "none")
+_CODECS = ("gzip", "bzip2", "zstd", "none")
 _MAX_DEPTH = 32
 _MAX_SIZE = 1 << 60
 
@@ -61,6 +64,11 @@ class Manifest:
     repository: Mapping[str, Any] = field(default_factory=dict)
     """``{"kind": "local", "path"}`` or ``{"kind": "s3", "bucket", "key", "version_id"}``."""
     schema: int = SCHEMA
+
+    @property
+    def surveyed(self) -> bool:
+        """Tell whether it was made by reading an artifact that had none."""
+        return self.run.startswith(UNMANAGED)
 
     @property
     def taken_at(self) -> datetime:

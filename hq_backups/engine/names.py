@@ -15,6 +15,7 @@ from hq_backups.engine.events import format_utc
 
 MANIFEST_KEY_SUFFIX = ".manifest.json"
 PARTIAL_SUFFIX = ".partial"
+SPOOL_SUFFIX = ".spool"
 
 PREFIX = {"postgres": "postgres", "couch": "couchdb", "blobdb": "blobdb"}
 _CODEC_SUFFIX = {"gzip": ".gz", "zstd": ".zst", "none": ""}
@@ -123,3 +124,8 @@ def pending_name(run: str) -> str:
 def partial_name(run: str) -> str:
     """Return the artifact's name while it is being written."""
     return f".{run}{PARTIAL_SUFFIX}"
+
+
+def spool_name(run: str) -> str:
+    """Return the directory in which a run keeps what cannot go straight into its artifact."""
+    return f".{run}{SPOOL_SUFFIX}"

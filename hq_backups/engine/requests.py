@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ class BackupRequest:
     upload: bool = True
     prune: bool = True
     accept_shrink: bool = False
+    accept_bad_pages: bool = False
+    """Make a backup of a server with damaged pages too, and mark it."""
     dry_run: bool = False
 
 
@@ -58,6 +60,12 @@ class RestoreRequest:
     from_env: str | None = None
     """The other environment whose data may be put here, by name."""
     disconnect: bool = False
+    in_place: bool = False
+    """Load a dump into the running server, whose directory is not ours."""
+    recreate: bool = False
+    """In place: drop what the server holds first."""
+    surveyed: Mapping[str, Any] | None = None
+    """What a plan read out of an archive without a manifest, so that it is not read twice for that."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +108,5 @@ class UnpackRequest:
     manifest: Mapping[str, Any]
     location: Mapping[str, Any]
     target: Path
+    outer: Mapping[str, Path] = field(default_factory=dict)
+    replaces: Path | None = None

@@ -13,79 +13,46 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import space
+from hq_backups.engine import outer
 from hq_backups.engine.as_user import run_as
-from hq_backups.engine.catalog import Entry, select
+from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config, Job, to_plain
-from hq_backups.engine.errors import Exit, NotBuiltYet, PreflightFailed, WrongEnvironment
+from hq_backups.engine.errors import Exit, PreflightFailed, WrongEnvironment
 from hq_backups.engine.events import Events
 from hq_backups.engine.journal import OPEN, Journal, read_journal
 from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.plan import Plan, plan_beside, plan_in_place, plan_swap, staging_prefix
 from hq_backups.engine.requests import RestoreRequest, UndoRequest, UnpackRequest
+from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import Destination, Store
+from hq_backups.engine.survey import describe
 from hq_backups.engine.swap import Swap
 from hq_backups.engine.switchover import switch
 from hq_backups.engine.switchover import undo as switch_back
 from hq_backups.engine.unpack import unpack
 
-MARGIN = 64 << 20
-"""Bytes that stay free beside what is unpacked."""
 _NOTHING_BACK = "there are no data now, as before: restore_backup {} latest"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a restore will do, shown before it does anything."""
-
-    store: str
-    env: str
-    name: str
-    run: str
-    sha256: str
-    from_env: str
-    from_host: str
-    taken_at: str
-    size: int
-    plain_size: int
-    source: str
-    """Where the artifact is read from."""
-    target: str
-    staging: str | None
-    set_aside: str | None
-    """Where the data of now will be kept; None when there is none."""
-    owner: str
-    free: int
-    needed: int
-    facts: Mapping[str, Any]
-    next_steps: tuple[str, ...]
-
-    @property
-    def connections(self) -> list[str]:
-        """Return the clients that are connected to the server of now."""
-        return list(self.facts.get("connections", ()))
 
 
 def restore(config: Config, request: RestoreRequest, run_id: str, events: Events) -> Exit:
     """Plan, and unless only the plan was asked for, restore."""
-    entry, location, manifest, store = _find(config, request, events)
+    location, manifest, store = _find(config, request, events)
     if request.target_dir is not None:
         return _beside(config, request, manifest, location, store, run_id, events)
+    if request.in_place:
+        return _in_place(request, manifest, location, store, events)
     target = store.target().resolve()
-    plan = _plan(request, entry, location, manifest, store, target, run_id, events)
+    _refuse_unfinished(target)
+    plan = plan_swap(request, location, manifest, store, target, run_id, events)
     events.emit("plan", **to_plain(plan))
     if request.plan_only:
         return Exit.OK
-    if request.expected_sha256 not in (None, manifest.sha256):
-        raise PreflightFailed(
-            "another backup is meant by that name than the one that was confirmed",
-            hint="Run the command again and look at its plan.",
-        )
+    _require_confirmed(request, manifest)
     if plan.connections and not request.disconnect:
         raise PreflightFailed(
             f"clients are connected to the server ({len(plan.connections)}), among them {plan.connections[0]}",
@@ -102,6 +69,7 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
         except PreflightFailed:
             # Nothing was changed: what was unpacked is of no more use.
             shutil.rmtree(swap.staging, ignore_errors=True)
+            outer.remove(plan.outer)
             raise
         events.emit(
             "data",
@@ -121,9 +89,11 @@ def _unpack_beside(
     owner = pwd.getpwnam(plan.owner)
     # An empty directory was made by hand: its owner and mode say nothing.
     fresh = not target.exists() or not any(target.iterdir())
+    spot = Destination(staging, plan.outer, target)
+    there = [place for place in plan.outer.values() if place.exists()]
     try:
-        _make(staging, plan.owner)
-        _unpack(config, manifest, location, staging, plan.owner, run_id, events)
+        _make_spot(spot, plan.owner)
+        _unpack(config, manifest, location, spot, plan.owner, run_id, events)
         swap = Swap(
             target,
             staging,
@@ -136,6 +106,7 @@ def _unpack_beside(
         swap.check()
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        outer.remove(plan.outer, there)
         raise
     return swap, time.monotonic()
 
@@ -194,94 +165,43 @@ def _refuse_unfinished(target: Path) -> None:
 
 def _find(
     config: Config, request: RestoreRequest, events: Events
-) -> tuple[Entry, Mapping[str, Any], Manifest, Store]:
+) -> tuple[Mapping[str, Any], Manifest, Store]:
     entry, location = select(open_store(config, request.selection.store), request.selection, events)
-    manifest = entry.manifest
-    if manifest is None:
-        raise NotBuiltYet(
-            f"{entry.name} has no manifest: archives of the old scripts cannot be restored yet in this release",
-            hint="Choose a managed backup: list_backups",
-        )
+    manifest = describe(config, entry, location, events, request.surveyed)
     if manifest.env != config.env and request.from_env != manifest.env:
         raise WrongEnvironment(
             theirs=manifest.env, ours=config.env, hint=f"When you mean it: --from-env {manifest.env}"
         )
-    return entry, location, manifest, open_store(config, manifest.store, manifest.mode)
+    return location, manifest, open_store(config, manifest.store, manifest.mode)
 
 
-def _plan(
-    request: RestoreRequest,
-    entry: Entry,
-    location: Mapping[str, Any],
-    manifest: Manifest,
-    store: Store,
-    target: Path,
-    run_id: str,
-    events: Events,
-) -> Plan:
-    _refuse_unfinished(target)
-    if space.is_mount_point(target):
+def _require_confirmed(request: RestoreRequest, manifest: Manifest) -> None:
+    if request.expected_sha256 not in (None, manifest.sha256):
         raise PreflightFailed(
-            f"{target} is a mount point: it cannot be renamed, and so not be put back if anything fails",
-            hint="Keep the data in a directory below it, or restore with --target-dir and move the data by hand.",
+            "another backup is meant by that name than the one that was confirmed",
+            hint="Run the command again and look at its plan.",
         )
-    owner = store.owner()
-    if os.geteuid() != 0 and pwd.getpwuid(os.geteuid()).pw_name != owner:
-        raise PreflightFailed(
-            f"the data belongs to user {owner}, and only root can restore it",
-            hint="Run the same command as root (sudo).",
-        )
-    facts = store.check_restore(manifest, events, in_place=True)
-    parent = space.existing(request.staging_dir or target.parent)
-    if not space.same_filesystem(parent, space.existing(target.parent)):
-        raise PreflightFailed(
-            f"{parent} is on another filesystem than {target.parent}",
-            hint="Leave --staging-dir out, or choose a directory on the same filesystem.",
-        )
-    needed = manifest.plain_size + manifest.plain_size // 50 + MARGIN
-    space.require(parent, needed, "unpack beside the target", "Free space there; nothing was changed.")
-    staging = (request.staging_dir or target.parent) / f"{_staging_prefix(target)}{run_id}"
-    return Plan(
-        **_about(store, manifest, location),
-        target=str(target),
-        staging=str(staging),
-        set_aside=str(target.with_name(f"{target.name}.before-{run_id}"))
-        if os.path.lexists(target)
-        else None,
-        owner=owner,
-        free=space.free_bytes(parent),
-        needed=needed,
-        facts=facts,
-        next_steps=tuple(store.next_steps()),
-    )
 
 
-def _about(store: Store, manifest: Manifest, location: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what every plan says of the artifact."""
-    return {
-        "store": store.name,
-        "env": store.config.env,
-        "name": manifest.name,
-        "run": manifest.run,
-        "sha256": manifest.sha256,
-        "from_env": manifest.env,
-        "from_host": manifest.host,
-        "taken_at": manifest.started_at,
-        "size": manifest.size,
-        "plain_size": manifest.plain_size,
-        "source": _where(location),
-    }
-
-
-def _staging_prefix(target: Path) -> str:
-    return f".{target.name}.hq_backups-staging-"
-
-
-def _where(location: Mapping[str, Any]) -> str:
-    if location["kind"] == "local":
-        return str(location["path"])
-    version = f" (version {location['version_id']})" if location.get("version_id") else ""
-    return f"s3://{location['bucket']}/{location['key']}{version}"
+def _in_place(
+    request: RestoreRequest, manifest: Manifest, location: Mapping[str, Any], store: Store, events: Events
+) -> Exit:
+    """Load into the running server. Nothing can be put back, so the whole artifact is read and checked first."""
+    plan = plan_in_place(request, location, manifest, store, events)
+    events.emit("plan", **to_plain(plan))
+    if request.plan_only:
+        return Exit.OK
+    _require_confirmed(request, manifest)
+    events.step("verify", f"reading {manifest.name} to its end before anything is changed")
+    with opened(store, location, manifest, events) as plain:
+        store.walk(plain, manifest, events)
+        compare(plain.digest(), manifest)
+    events.step("load", f"loading {manifest.name} into {plan.target}")
+    with opened(store, location, manifest, events) as plain:
+        store.load_in_place(plain, manifest, recreate=request.recreate, events=events)
+        compare(plain.digest(), manifest)
+    events.emit("data", old_data=None, next_steps=list(plan.next_steps))
+    return Exit.OK
 
 
 def _beside(
@@ -294,39 +214,19 @@ def _beside(
     events: Events,
 ) -> Exit:
     """Unpack into a directory of the operator's; nothing that runs is touched."""
-    target = Path(str(request.target_dir)).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PreflightFailed(
-            f"{target} is not an empty directory", hint="Name another one with --target-dir."
-        )
-    facts = store.check_restore(manifest, events, in_place=False)
-    needed = manifest.plain_size + manifest.plain_size // 50
-    space.require(space.existing(target), needed, "the unpacked data", "Name a place with more room.")
-    events.emit(
-        "plan",
-        **to_plain(
-            Plan(
-                **_about(store, manifest, location),
-                target=str(target),
-                staging=None,
-                set_aside=None,
-                owner=store.owner(),
-                free=space.free_bytes(space.existing(target)),
-                needed=needed,
-                facts=facts,
-                next_steps=(),
-            )
-        ),
-    )
+    plan = plan_beside(request, location, manifest, store, events)
+    events.emit("plan", **to_plain(plan))
     if request.plan_only:
         return Exit.OK
+    target = Path(plan.target)
+    spot = Destination(target, plan.outer)
     there = target.exists()
-    owner = store.owner() if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     try:
-        _make(target, owner)
-        _unpack(config, manifest, location, target, owner, run_id, events)
+        _make_spot(spot, plan.owner)
+        _unpack(config, manifest, location, spot, plan.owner, run_id, events)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
+        outer.remove(plan.outer)
         if there:
             target.mkdir(mode=0o700)
         raise
@@ -339,18 +239,25 @@ def _unpack(
     config: Config,
     manifest: Manifest,
     location: Mapping[str, Any],
-    target: Path,
+    spot: Destination,
     owner: str,
     run_id: str,
     events: Events,
 ) -> None:
     """Do the data work as the store's user."""
     events.step("unpack", f"unpacking {manifest.name}")
-    request = UnpackRequest(to_plain(manifest), dict(location), target)
+    request = UnpackRequest(to_plain(manifest), dict(location), spot.tree, spot.outer, spot.replaces)
     if os.geteuid() == 0 and owner != "root":
         run_as(Job("unpack", config, to_plain(request), run_id), owner, events)
     else:
         unpack(config, request, events)
+
+
+def _make_spot(spot: Destination, owner: str) -> None:
+    """Make the empty directories that an artifact is unpacked into."""
+    for directory in (spot.tree, *spot.outer.values()):
+        _make_parents(directory, owner)
+        _make(directory, owner)
 
 
 def _make(directory: Path, owner: str) -> None:
@@ -389,6 +296,6 @@ def _remove_leftovers(target: Path, events: Events) -> None:
     if not target.parent.is_dir():
         return
     for entry in list(os.scandir(target.parent)):
-        if entry.name.startswith(_staging_prefix(target)) and entry.is_dir(follow_symlinks=False):
+        if entry.name.startswith(staging_prefix(target)) and entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
             events.step("recover", f"removed {entry.path}, left by a restore that died")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.bucket import open_bucket
-from hq_backups.engine.errors import BackupNotFound, CorruptBackup, NotBuiltYet, PreflightFailed
+from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.stores.base import Store
@@ -19,19 +19,14 @@ from hq_backups.engine.streams import Digest, PlainReader, Readable
 
 @contextmanager
 def opened(
-    store: Store, location: Mapping[str, Any], manifest: Manifest | None, name: str, events: Events
+    store: Store, location: Mapping[str, Any], manifest: Manifest, events: Events
 ) -> Iterator[PlainReader]:
     """Open an artifact as a stream of plain bytes, bounded by its manifest."""
-    if manifest is None:
-        raise NotBuiltYet(
-            f"{name} has no manifest: archives of the old scripts cannot be read yet in this release",
-            hint="Unpack it by hand with tar, or choose a managed backup: list_backups",
-        )
 
     def read(done: int) -> None:
         events.progress("read", done, manifest.size)
 
-    with _stored(store, location, events) as source, _reader(source, manifest, name, read) as plain:
+    with _stored(store, location, events) as source, _reader(source, manifest, read) as plain:
         yield plain
 
 
@@ -65,10 +60,10 @@ def _stored(store: Store, location: Mapping[str, Any], events: Events) -> Iterat
 
 
 @contextmanager
-def _reader(
-    source: Readable, manifest: Manifest, name: str, on_stored: Callable[[int], None]
-) -> Iterator[PlainReader]:
-    plain = PlainReader(source, manifest.codec, name, max_plain=manifest.plain_size, on_stored=on_stored)
+def _reader(source: Readable, manifest: Manifest, on_stored: Callable[[int], None]) -> Iterator[PlainReader]:
+    plain = PlainReader(
+        source, manifest.codec, manifest.name, max_plain=manifest.plain_size, on_stored=on_stored
+    )
     try:
         yield plain
     finally:

@@ -13,14 +13,15 @@ from hq_backups.engine.manifest import load_manifest
 from hq_backups.engine.requests import UnpackRequest
 from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores.base import Destination
 
 
 def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     """Unpack, compare with the manifest, let the store check its tree; raises CorruptBackup."""
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
     store = open_store(config, manifest.store, manifest.mode)
-    with opened(store, request.location, manifest, manifest.name, events) as plain:
-        store.unpack(plain, request.target, events)
+    with opened(store, request.location, manifest, events) as plain:
+        store.unpack(plain, Destination(request.target, request.outer, request.replaces), manifest, events)
         digest = plain.digest()
     compare(digest, manifest)
     events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")

@@ -9,15 +9,17 @@ from pathlib import Path
 from hq_backups.engine import space
 from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config
-from hq_backups.engine.errors import DiskFull, Exit, Locked, PreflightFailed
+from hq_backups.engine.errors import DiskFull, Exit, Locked
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.locks import FileLock
 from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.outer import inside
 from hq_backups.engine.repository.local import LocalRepository
 from hq_backups.engine.requests import VerifyRequest
 from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import Destination, Store
+from hq_backups.engine.survey import describe
 
 SCRATCH = ".verify-"
 
@@ -26,24 +28,19 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     """Verify one artifact; raises CorruptBackup and says what is wrong."""
     store = open_store(config, request.selection.store)
     entry, location = select(store, request.selection, events)
-    manifest = entry.manifest
-    if manifest is not None:
-        store = open_store(config, manifest.store, manifest.mode)
     events.step("verify", f"reading {entry.name} from {location.get('path') or location.get('key')}")
+    manifest = describe(config, entry, location, events)
+    store = open_store(config, manifest.store, manifest.mode)
     if request.deep:
-        if manifest is None:
-            raise PreflightFailed(f"{entry.name} has no manifest: it can be verified without --deep only")
         _deep(store, manifest, dict(location), run_id, events)
-    else:
-        with opened(store, location, manifest, entry.name, events) as plain:
-            facts = store.walk(plain, events)
+    elif entry.manifest is not None:
+        with opened(store, location, manifest, events) as plain:
+            facts = store.walk(plain, manifest, events)
             digest = plain.digest()
-        if manifest is not None:
-            compare(digest, manifest)
-        events.emit(
-            "check", name="archive", ok=True, message=f"{facts.get('members')} members, whole to the end"
-        )
-    if manifest is None:
+        compare(digest, manifest)
+        told = f"{facts.get('members')} members, whole to the end"
+        events.emit("check", name="archive", ok=True, message=told)
+    if entry.manifest is None:
         events.warning("no-manifest", f"{entry.name} has no manifest: it could be compared with nothing")
     else:
         events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
@@ -72,8 +69,11 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
         scratch.mkdir(mode=0o700)
         try:
             tree.mkdir(mode=0o700)
-            with opened(store, location, manifest, manifest.name, events) as plain:
-                store.unpack(plain, tree, events)
+            outer = inside(store.outer(manifest), scratch / "outer")
+            for place in outer.values():
+                place.mkdir(mode=0o700, parents=True)
+            with opened(store, location, manifest, events) as plain:
+                store.unpack(plain, Destination(tree, outer), manifest, events)
                 compare(plain.digest(), manifest)
             store.check_unpacked(tree, manifest, events)
             events.step("deep", "starting a server of our own on the unpacked copy")

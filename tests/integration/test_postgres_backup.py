@@ -13,7 +13,7 @@ import pytest
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.postgres.wal import held_wal
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.postgres import PostgresPlain
+from hq_backups.engine.stores.postgres_plain import PostgresPlain
 from tests.integration.pg_helpers import ENV, Host, script, sha256
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import wait_until

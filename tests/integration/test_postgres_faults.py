@@ -13,7 +13,7 @@ import pytest
 
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.requests import BackupRequest
-from hq_backups.engine.stores.postgres import PostgresPlain, _BaseBackup
+from hq_backups.engine.stores.postgres_plain import PostgresPlain, _BaseBackup
 from tests.integration.pg_helpers import Host, script
 from tests.testbed.pgbouncer import PgBouncer
 from tests.testbed.places import IS_ROOT
@@ -356,8 +356,8 @@ def test_a_server_that_dies_in_the_middle_leaves_nothing(
     stream = PostgresPlain.open_stream
     killed = []
 
-    def kill(self: Any, *arguments: Any) -> Any:
-        context = stream(self, *arguments)
+    def kill(self: Any, *arguments: Any, **named: Any) -> Any:
+        context = stream(self, *arguments, **named)
 
         class Dying:
             def __enter__(self) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,7 +112,10 @@ class LocalRepository:
             else:
                 path.unlink()
         for path in self._leftovers():
-            path.unlink(missing_ok=True)
+            if path.name.endswith(names.SPOOL_SUFFIX) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             events.step("recover", f"removed {path.name}, left by a run that died")
         self._sync()
 
@@ -123,7 +127,7 @@ class LocalRepository:
 
     @staticmethod
     def _is_leftover(name: str, there: set[str]) -> bool:
-        if name.endswith((names.PARTIAL_SUFFIX, ".tmp", _PENDING)):
+        if name.endswith((names.PARTIAL_SUFFIX, names.SPOOL_SUFFIX, ".tmp", _PENDING)):
             return True
         for prefix in (_PROBE, f"{HOLDER_NAME}."):
             if name.startswith(prefix):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import NotBuiltYet
 from hq_backups.engine.stores.base import Store
-from hq_backups.engine.stores.postgres import PostgresPlain
+from hq_backups.engine.stores.postgres_plain import PostgresPlain
 
 REGISTRY: dict[tuple[str, str], type[Store]] = {("postgres", "plain"): PostgresPlain}
 

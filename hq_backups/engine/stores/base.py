@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.control import Service
+from hq_backups.engine.errors import UsageError
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.streams import PlainReader
@@ -24,6 +25,32 @@ class Prepared:
     """Plain bytes to expect."""
     source: Mapping[str, Any]
     tools: Mapping[str, str] = field(default_factory=dict)
+    spool: int = 0
+    """Bytes that must lie in the backup directory for a while, beside the artifact itself."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A directory of the source that lay outside its data directory, such as a tablespace."""
+
+    id: str
+    """What the archive calls it."""
+    location: Path
+    """Where the source had it."""
+    size: int = 0
+    """Bytes, as far as they are known."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an artifact is unpacked to."""
+
+    tree: Path
+    """An empty directory: the new data directory."""
+    outer: Mapping[str, Path] = field(default_factory=dict)
+    """An empty directory for each of the manifest's outer directories, by id."""
+    replaces: Path | None = None
+    """The data directory whose place the tree will take; it may be there, and in use."""
 
 
 class Stream(Protocol):
@@ -52,18 +79,32 @@ class Store(ABC):
         """Check access, tools and versions before a backup; raises PreflightFailed."""
 
     @abstractmethod
-    def open_stream(self, prepared: Prepared, run: str) -> AbstractContextManager[Stream]:
+    def open_stream(
+        self, prepared: Prepared, run: str, *, accept_bad_pages: bool = False
+    ) -> AbstractContextManager[Stream]:
         """Begin the backup's one pass."""
 
     # What follows serves verify and restore.
 
     @abstractmethod
-    def walk(self, plain: PlainReader, events: Events) -> Mapping[str, Any]:
-        """Read an archive to its end and check what must be in it; raises CorruptBackup."""
+    def walk(self, plain: PlainReader, manifest: Manifest | None, events: Events) -> Mapping[str, Any]:
+        """Read an archive to its end and check what must be in it; raises CorruptBackup.
+
+        Returns ``members``, how many it has, and for one without a manifest ``source``: what it tells of the
+        server that it was taken from.
+        """
+
+    def unpacked_size(self, manifest: Manifest) -> int:
+        """Return the bytes that an artifact takes when it is unpacked, outer directories included."""
+        return manifest.plain_size + manifest.plain_size // 50
+
+    def outer(self, manifest: Manifest) -> tuple[Outer, ...]:
+        """Return the directories that an artifact holds beside its data directory."""
+        return ()
 
     @abstractmethod
-    def unpack(self, plain: PlainReader, target: Path, events: Events) -> None:
-        """Unpack an archive into the empty directory ``target``."""
+    def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:
+        """Unpack an archive into empty directories; raises CorruptBackup."""
 
     @abstractmethod
     def check_unpacked(self, target: Path, manifest: Manifest, events: Events) -> None:
@@ -88,6 +129,19 @@ class Store(ABC):
     @abstractmethod
     def check_restore(self, manifest: Manifest, events: Events, *, in_place: bool) -> Mapping[str, Any]:
         """Check that this host can serve the artifact; returns facts for the plan, raises PreflightFailed."""
+
+    def check_in_place(self, manifest: Manifest, *, recreate: bool, events: Events) -> Mapping[str, Any]:
+        """Check that an artifact can be loaded into the running server; returns facts for the plan."""
+        raise UsageError(
+            f"a backup of {self.name} in mode {self.mode} cannot be restored with --in-place",
+            hint="Leave --in-place out: the data directory is replaced, and the old one kept.",
+        )
+
+    def load_in_place(
+        self, plain: PlainReader, manifest: Manifest, *, recreate: bool, events: Events
+    ) -> None:
+        """Load an artifact into the running server; what was there is gone."""
+        raise NotImplementedError
 
     @abstractmethod
     def service(self, manifest: Manifest | None) -> Service:
