@@ -1,7 +1,9 @@
 PYTHON ?= python3
 # Makes the virtual environment when it is missing or old, and runs a program in it.
 RUN := $(PYTHON) -I tests/testbed/bootstrap.py
+# Three at a time on two cores: most tests wait for a server or a child.
 PYTEST_ARGS ?=
+PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo testbed test faults bench lint format docs clean
@@ -20,7 +22,7 @@ testbed: ## fetch the real services that the tests use
 	@$(RUN) python -m tests.testbed.provision
 
 test: testbed ## run the tests, all but the long sweeps
-	@$(RUN) python -m pytest --durations=20 -m "not slow" $(PYTEST_ARGS)
+	@$(RUN) python -m pytest $(PARALLEL) --durations=20 -m "not slow" $(PYTEST_ARGS)
 
 faults: testbed ## run the tests that kill, fill disks and damage files, long sweeps included
 	@$(RUN) python -m pytest --durations=20 -m faults $(PYTEST_ARGS)

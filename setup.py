@@ -22,6 +22,7 @@ DEV = [
     "pytest>=8.3",
     "pytest-cov>=6",
     "pytest-django>=4.11",
+    "pytest-xdist>=3.6",
     "ruff>=0.11",
     "time-machine>=2.16",
     "tox>=4.20",
