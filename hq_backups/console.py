@@ -128,6 +128,9 @@ class Plain:
         if event.run in self.runs:
             return
         self.runs.add(event.run)
+        if data.get("verb") == "check":
+            # Its first line is the one that monitoring has always read there.
+            return
         about = " ".join(clean(data[k]) for k in ("verb", "store", "mode", "type") if data.get(k))
         self.say(f"{about} (run {clean(event.run)})")
 
@@ -181,6 +184,10 @@ class Plain:
         """Say what one check found."""
         mark = "ok    " if data.get("ok") else "FAILED"
         self.say(f"  {mark} {clean(data.get('name'))}: {clean_lines(data.get('message', ''), '         ')}")
+
+    def on_finding(self, event: Event, data: Mapping[str, Any]) -> None:
+        """Say one sentence of a check."""
+        self.say(clean(data.get("line")))
 
     def on_data(self, event: Event, data: Mapping[str, Any]) -> None:
         """Say what was measured; lists are for programs."""

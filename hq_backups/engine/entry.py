@@ -29,6 +29,7 @@ from hq_backups.engine.events import Event, Events, Sink, utc_now
 from hq_backups.engine.requests import (
     BackupRequest,
     CatalogRequest,
+    CheckRequest,
     PruneRequest,
     RestoreRequest,
     UndoRequest,
@@ -133,6 +134,12 @@ def _upload(config: Config, request: Any, run: str, events: Events) -> Exit:
     return upload(config, from_plain(UploadRequest, request), run, events)
 
 
+def _check(config: Config, request: Any, run: str, events: Events) -> Exit:
+    from hq_backups.engine.check import check
+
+    return check(config, from_plain(CheckRequest, request), run, events)
+
+
 _VERBS: dict[str, Callable[[Config, Any, str, Events], Exit]] = {
     "backup": _backup,
     "catalog": _catalog,
@@ -142,6 +149,7 @@ _VERBS: dict[str, Callable[[Config, Any, str, Events], Exit]] = {
     "verify": _verify,
     "prune": _prune,
     "upload": _upload,
+    "check": _check,
 }
 
 

@@ -16,6 +16,8 @@ artifact   manifest of a new artifact, and its locations
 kept       name, reason
 pruned     name, reason
 check      name, ok, message: one thing that was verified
+finding    one sentence of a check of the bucket (see judgement.Finding)
+status     store, path: a check wrote its status file
 data       free-form facts of a verb (restore timings, paths)
 error      code, message, hint, exit
 result     ok, exit, store, seconds; the last event of a run

@@ -102,6 +102,19 @@ class UploadRequest:
 
 
 @dataclass(frozen=True)
+class CheckRequest:
+    """Judge what one store's bucket holds."""
+
+    store: str
+    nadir_hour: int = 0
+    """The local hour at which backups start."""
+    host: str | None = None
+    """Whose backups count; None means anybody's, where the store's data are on no known host."""
+    status_file: bool = True
+    """Whether it is told in the backup directory too."""
+
+
+@dataclass(frozen=True)
 class UnpackRequest:
     """A restore's data work, done as the store's user: unpack into a directory that exists and is empty."""
 
