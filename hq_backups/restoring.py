@@ -30,13 +30,14 @@ LABELS = {
     "staging": "unpacked to",
     "set_aside": "old data kept",
     "owner": "as user",
+    "outer": "tablespaces",
     "free": "free there",
     "phase": "that restore",
     "old_data": "old data",
     "failed_data": "restored data",
 }
 BESIDE = ("staging", "set_aside", "old_data", "failed_data")
-UNSHOWN = ("facts", "next_steps", "run", "sha256")
+UNSHOWN = ("facts", "next_steps", "run", "sha256", "surveyed")
 SIZES = ("size", "bytes", "free", "needed")
 
 
@@ -62,7 +63,10 @@ def confirmed_run(
             return Exit.OK
         confirm(command, env)
         if isinstance(request, RestoreRequest):
-            request = dataclasses.replace(request, expected_sha256=_sha256(told.plan))
+            surveyed = told.plan.get("surveyed")
+            request = dataclasses.replace(
+                request, expected_sha256=_sha256(told.plan), surveyed=surveyed if surveyed else None
+            )
         job = dataclasses.replace(command.job(verb, request, store), run=job.run)
     code = command.run_job(job, told)
     steps = told.steps if told.steps is not None or verb == "undo" else ()
@@ -130,9 +134,10 @@ def next_steps(env: str, plan: Mapping[str, Any]) -> list[str]:
     ]
     lines = ["", "Next:"]
     for number, step in enumerate(steps, 1):
-        # A command is copied whole: only prose is wrapped.
-        text = clean(step)
+        # Commands and paths, which stand on lines of their own, are copied whole: only prose is wrapped.
+        text, *whole = [clean(line) for line in step.splitlines()]
         parts = [text] if text.startswith("commcare-cloud ") else wrap(text, 74, break_long_words=False)
+        parts += whole
         lines += [f"  {number}. {parts[0]}", *(f"     {part}" for part in parts[1:])]
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -82,7 +83,8 @@ def local_entries(store: Store) -> list[Entry]:
     """Return what lies in the store's backup directory."""
     repository = LocalRepository(store.settings.backup_dir)
     try:
-        return [e for a in repository.found() if (e := _local_entry(a, store)) is not None]
+        found = [e for a in repository.found() if (e := _local_entry(a, store)) is not None]
+        return found + [e for a in repository.directories() if (e := _local_entry(a, store)) is not None]
     except PermissionError as error:
         raise PreflightFailed(
             f"{repository.directory} cannot be read", hint=f"Run as its owner (sudo -u {store.owner()} …)."
@@ -95,50 +97,57 @@ def _local_entry(found: LocalArtifact, store: Store) -> Entry | None:
         if found.manifest.store != store.name:
             return None
         return _managed(found.manifest, location, found.problem, found.verified_at)
-    parsed = names.parse_name(found.path.name)
-    if parsed is None or parsed.store != store.name:
+    old = names.recognise(found.path.name)
+    if old is None or old.store != store.name:
         return None
     taken = datetime.fromtimestamp(found.mtime, UTC)
-    return _unmanaged(parsed, found.path.name, found.size, taken, location, found.problem)
+    problem = found.problem
+    if problem is None and found.path.is_dir():
+        problem = store.directory_problem(found.path)
+    return _unmanaged(old, found.path.name, found.size, taken, location, problem)
 
 
 def bucket_entries(store: Store, events: Events) -> list[Entry]:
     """Return what lies in the store's bucket, by its manifests and, without them, by its keys."""
     bucket = open_bucket(store)
-    prefixes = [names.PREFIX[store.name]]
-    described = [
-        e for m in bucket.list_manifests(prefixes) if (e := _described(m, store, bucket, events)) is not None
-    ]
-    objects = list(bucket.list_objects(prefixes))
+    prefix = names.PREFIX[store.name]
+    described: list[Entry] = []
+    useless: dict[str, str] = {}
+    for manifest in bucket.list_manifests([prefix]):
+        try:
+            described += _described(manifest, store, bucket)
+        except BadManifest as error:
+            events.warning("bad-manifest", error.message)
+            why = f"{error.message}. {error.hint}".strip(". ")
+            useless[manifest.key.removesuffix(names.MANIFEST_KEY_SUFFIX)] = why
+    objects = list(bucket.list_objects([prefix, *names.OLD_KEY_PREFIXES]))
     there = {(o.key, o.version_id): o for o in objects}
     found = [_compare(entry, there) for entry in described]
     known = {(p["key"], p["version_id"]) for e in described for p in e.locations}
     for each in objects:
-        parsed = names.parse_name(each.key.rsplit("/", 1)[-1])
-        if (each.key, each.version_id) in known or parsed is None or parsed.store != store.name:
+        old = names.recognise(each.key.rsplit("/", 1)[-1], is_key=True)
+        if (each.key, each.version_id) in known or old is None or old.store != store.name:
             continue
         location = {"kind": "s3", "bucket": bucket.bucket, "key": each.key, "version_id": each.version_id}
-        found.append(_unmanaged(parsed, each.key, each.size, each.last_modified, location, None))
+        # A manifest that cannot be used does not make its object an old script's.
+        problem = useless.get(each.key)
+        found.append(_unmanaged(old, each.key, each.size, each.last_modified, location, problem))
     return found
 
 
-def _described(found: FoundManifest, store: Store, bucket: S3Repository, events: Events) -> Entry | None:
-    """Return what a manifest in the bucket describes; one that cannot be used is told, not followed."""
+def _described(found: FoundManifest, store: Store, bucket: S3Repository) -> list[Entry]:
+    """Return what a manifest in the bucket describes, if it is this store's; raises BadManifest."""
     key = found.key.removesuffix(names.MANIFEST_KEY_SUFFIX)
-    try:
-        if found.raw is None:
-            raise BadManifest(found.error or "it could not be read", name=found.key)
-        manifest = load_manifest(found.raw, found.key)
-        if manifest.repository.get("key") != key:
-            raise BadManifest(f"it is about {manifest.repository.get('key')!r}", name=found.key)
-    except BadManifest as error:
-        events.warning("bad-manifest", error.message)
-        return None
+    if found.raw is None:
+        raise BadManifest(found.error or "it could not be read", name=found.key)
+    manifest = load_manifest(found.raw, found.key)
+    if manifest.repository.get("key") != key:
+        raise BadManifest(f"it is about {manifest.repository.get('key')!r}", name=found.key)
     if manifest.store != store.name:
-        return None
+        return []
     version = manifest.repository.get("version_id") or None
     location = {"kind": "s3", "bucket": bucket.bucket, "key": key, "version_id": version}
-    return _managed(manifest, location, None, None)
+    return [_managed(manifest, location, None, None)]
 
 
 def _compare(entry: Entry, there: dict[tuple[str, str | None], Any]) -> Entry:
@@ -153,6 +162,9 @@ def _compare(entry: Entry, there: dict[tuple[str, str | None], Any]) -> Entry:
 
 
 def _managed(m: Manifest, location: dict[str, Any], problem: str | None, verified_at: str | None) -> Entry:
+    if m.surveyed:
+        # No run of ours writes that: less would be asked of such an archive.
+        problem = problem or "its manifest says that it has none"
     return Entry(
         m.store, m.mode, m.type, m.env, m.host, m.started_at, m.name, m.size, m.sha256, True, verified_at, m.run,
         (location,), problem, m,
@@ -160,7 +172,7 @@ def _managed(m: Manifest, location: dict[str, Any], problem: str | None, verifie
 
 
 def _unmanaged(
-    parsed: names.ParsedName,
+    old: names.OldName,
     name: str,
     size: int,
     taken: datetime,
@@ -168,7 +180,7 @@ def _unmanaged(
     problem: str | None,
 ) -> Entry:
     return Entry(
-        parsed.store, parsed.mode, parsed.type, parsed.env, None, format_utc(taken), name, size, None, False, None,
+        old.store, old.mode, old.type or "manual", old.env, old.host, format_utc(taken), name, size, None, False, None,
         None, (location,), problem, None,
     )  # fmt: skip
 
@@ -199,8 +211,10 @@ def merge(found: Iterable[Entry]) -> list[Entry]:
 
 def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, dict[str, Any]]:
     """Find the artifact that is meant, and the place to read it from; raises BackupNotFound."""
-    if "/" in selection.name and Path(selection.name).is_absolute():
-        return _by_path(store, Path(selection.name))
+    path = Path(selection.name)
+    # Some keys begin with a slash too.
+    if path.is_absolute() and selection.source != "s3" and (os.path.lexists(path) or not store.settings.s3):
+        return _by_path(store, path)
     source = selection.source or "all"
     request = CatalogRequest((store.name,), source)
     known = entries(store, request, events)
@@ -222,12 +236,23 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
 
 
 def _by_path(store: Store, path: Path) -> tuple[Entry, dict[str, Any]]:
-    if not path.is_file():
+    """Return a file, or a bare directory, that may lie anywhere and be called anything."""
+    if path.is_dir() and (problem := store.directory_problem(path)) is not None:
+        raise CorruptBackup(problem, name=path)
+    if not (path.is_dir() or path.is_file()):
         raise BackupNotFound(name=path, store=store.name, near="")
-    found = LocalRepository(path.parent).found()
-    entry = next((e for a in found if a.path == path and (e := _local_entry(a, store)) is not None), None)
+    found = LocalRepository(path.parent).at(path.name)
+    entry = _local_entry(found, store)
+    if entry is None and found.manifest is None:
+        old = names.recognise(path.name)
+        if old is not None and old.store != store.name:
+            raise BackupNotFound(name=path, store=store.name, near=f": by its name it is of {old.store}")
+        taken = datetime.fromtimestamp(found.mtime, UTC)
+        location = {"kind": "local", "path": str(path)}
+        nameless = names.OldName(store.name, ext=path.name[path.name.find(".") :])
+        entry = _unmanaged(nameless, path.name, found.size, taken, location, found.problem)
     if entry is None:
-        raise BadManifest("it has no manifest and its name says nothing", name=path)
+        raise BackupNotFound(name=path, store=store.name, near=": its manifest is of another store")
     if entry.problem is not None:
         raise CorruptBackup(entry.problem, name=path)
     return entry, entry.locations[0]
@@ -255,8 +280,9 @@ def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
     def fits(entry: Entry) -> bool:
         keys = {p.get("key") for p in entry.locations}
         versions = {p.get("version_id") for p in entry.locations}
+        # A service that keeps its objects as files drops the slash that old keys begin with.
         return (
-            wanted in ({entry.name, entry.run} | keys)
+            (wanted in ({entry.name, entry.run} | keys) or wanted.removeprefix("/") in keys)
             and selection.host in (None, entry.host)
             and (selection.version_id is None or selection.version_id in versions)
         )
@@ -273,7 +299,10 @@ def _named(store: Store, selection: Selection, known: list[Entry]) -> Entry:
                 f"several hosts have a backup {wanted}: {', '.join(hosts)}",
                 hint=f"Choose one: --host {hosts[0]}",
             )
-        return good[0]
+        if good[0].managed:
+            return good[0]
+        # The time of an upload says nothing against the file that was uploaded.
+        return next((e for e in good if e.locations[0]["kind"] == "local"), good[0])
     if fitting:
         raise CorruptBackup(str(fitting[0].problem), name=wanted)
     candidates = [n for e in known for n in (e.name, e.run) if n]

@@ -27,6 +27,26 @@ _POSTGRES = re.compile(rf"postgres_(?P<env>.+)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
 _FILES = re.compile(rf"(?P<prefix>couchdb|blobdb)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
+# What CommCare's scripts have called their backups since 2016, in the order in which they are tried: a date
+# wins over a host's name that looks like one.
+_OLD_TYPE = r"(?P<type>daily|weekly|hourly)"
+_HOUR = r"(?:_(?:[01]\d|2[0-3]))?"
+_OLD_LOCAL = (
+    re.compile(
+        rf"(?P<prefix>postgres)_(?:(?P<env>.+)_)?{_OLD_TYPE}_{_DATE}{_HOUR}"
+        r"(?P<ext>\.tar\.gz|\.gz|\.tar\.bz|\.db\.gz)?\Z"
+    ),
+    re.compile(rf"(?P<prefix>postgres)_{_DATE}(?P<ext>\.db\.gz)\Z"),
+    re.compile(rf"(?P<prefix>couchdb|blobdb)_(?:{_OLD_TYPE}_)?{_DATE}{_HOUR}(?P<ext>\.tar\.gz|\.gz)\Z"),
+)
+_OLD_KEYS = (
+    re.compile(rf"(?P<prefix>postgres|couchdb|blobdb)_{_OLD_TYPE}_(?P<host>.+?)(?P<ext>\.tar\.gz|\.gz)\Z"),
+    re.compile(r"(?P<prefix>postgres)_(?P<type>daily|weekly)\Z"),
+    re.compile(r"(?P<prefix>couchdb|blobdb)\Z"),
+)
+OLD_KEY_PREFIXES = ("/", "opt/")
+"""Keys of 2016 and 2017 are whole local paths; a service that keeps files drops their leading slash."""
+
 
 def run_id(started: datetime, host: str, store: str) -> str:
     """Return ``20261122T000002Z-pg0-postgres``."""
@@ -109,6 +129,52 @@ def parse_name(name: str) -> ParsedName | None:
     prefix = groups.get("prefix", "postgres")
     store = next(s for s, p in PREFIX.items() if p == prefix)
     return ParsedName(store, groups["type"], day, groups["time"], groups.get("env"), groups["ext"])
+
+
+@dataclass(frozen=True)
+class OldName:
+    """What the name of an artifact without a manifest says."""
+
+    store: str
+    type: str | None = None
+    env: str | None = None
+    host: str | None = None
+    ext: str = ""
+
+    @property
+    def mode(self) -> str:
+        """Return the mode that the extension hints at; only the contents decide."""
+        if self.store != "postgres":
+            return "tar"
+        return "dump" if self.ext in (".gz", ".db.gz", ".zst", ".sql") else "plain"
+
+
+def recognise(name: str, *, is_key: bool = False) -> OldName | None:
+    """Read the last part of a path or key in any form that our or the old scripts' backups have, or had.
+
+    Keys had forms that no file has. Without an extension it is a directory, or the key of two days in 2018.
+    """
+    parsed = parse_name(name)
+    if parsed is not None:
+        return OldName(parsed.store, parsed.type, parsed.env, ext=parsed.ext)
+    for pattern in (*_OLD_LOCAL, *(_OLD_KEYS if is_key else ())):
+        match = pattern.match(name)
+        if match is None:
+            continue
+        said = match.groupdict()
+        if said.get("date") and not _is_day(said["date"]):
+            continue
+        store = next(s for s, p in PREFIX.items() if p == said["prefix"])
+        return OldName(store, said.get("type"), said.get("env"), said.get("host"), said.get("ext") or "")
+    return None
+
+
+def _is_day(text: str) -> bool:
+    try:
+        datetime.strptime(text, "%Y_%m_%d")
+    except ValueError:
+        return False
+    return True
 
 
 def manifest_name(name: str) -> str:

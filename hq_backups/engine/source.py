@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hq_backups.engine import process
 from hq_backups.engine.bucket import open_bucket
-from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed
+from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed, ProducerFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.stores.base import Store
@@ -26,44 +27,79 @@ def opened(
     def read(done: int) -> None:
         events.progress("read", done, manifest.size)
 
-    with _stored(store, location, events) as source, _reader(source, manifest, read) as plain:
+    with (
+        stored(store, location) as source,
+        reader(source, manifest.codec, manifest.name, max_plain=manifest.plain_size, on_stored=read) as plain,
+    ):
         yield plain
 
 
 @contextmanager
-def _stored(store: Store, location: Mapping[str, Any], events: Events) -> Iterator[Readable]:
+def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
+    """Open what lies in a place: a file, an object, or a bare directory as a tar of it."""
     if location["kind"] == "local":
         path = Path(location["path"])
+        source: AbstractContextManager[Readable]
         try:
-            file = path.open("rb")
+            source = _packed(store, path) if path.is_dir() else path.open("rb")
         except FileNotFoundError as error:
             raise BackupNotFound(name=path, store=store.name, near="") from error
         except PermissionError as error:
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            raise PreflightFailed(
-                f"user {user} cannot read {path}",
-                hint=f"Give it to that user (`chown {user} {path}`), or move it where {user} can read.",
-            ) from error
-        with file:
-            yield file
+            raise _unreadable(path) from error
+        with source as opened_source:
+            yield opened_source
         return
     bucket = open_bucket(store)
     key, version = location["key"], location.get("version_id")
-    stored = bucket.head(key, version)
-    if stored is None:
+    found = bucket.head(key, version)
+    if found is None:
         raise BackupNotFound(name=key, store=store.name, near="")
-    source = bucket.open(key, version, size=stored.size, etag=stored.etag)
+    source = bucket.open(key, version, size=found.size, etag=found.etag)
     try:
         yield source
     finally:
         source.close()
 
 
-@contextmanager
-def _reader(source: Readable, manifest: Manifest, on_stored: Callable[[int], None]) -> Iterator[PlainReader]:
-    plain = PlainReader(
-        source, manifest.codec, manifest.name, max_plain=manifest.plain_size, on_stored=on_stored
+def _unreadable(path: Path, user: str | None = None) -> PreflightFailed:
+    user = user or pwd.getpwuid(os.geteuid()).pw_name
+    return PreflightFailed(
+        f"user {user} cannot read {path}",
+        hint=f"Give it to that user (`chown -R {user} {path}`), or move it where {user} can read.",
     )
+
+
+@contextmanager
+def _packed(store: Store, path: Path) -> Iterator[Readable]:
+    """Read a directory as a tar: of one that nobody changes, the same bytes each time."""
+    argv = ["tar", "--create", "--file=-", "--sort=name", "--format=gnu", "--hard-dereference"]
+    argv += [f"--directory={path}", "."]
+    user = store.owner() if os.geteuid() == 0 else None
+    try:
+        with process.Producer(argv, user=user) as producer:
+            yield producer
+    except ProducerFailed as error:
+        said = str(error.facts.get("tail"))
+        if error.facts.get("program") != "tar":
+            raise
+        if "Permission denied" in said:
+            raise _unreadable(path, user) from error
+        if "changed as we read it" in said or "removed before we read it" in said:
+            raise CorruptBackup("it changed while it was read: something works in it", name=path) from error
+        raise
+
+
+@contextmanager
+def reader(
+    source: Readable,
+    codec: str,
+    name: str,
+    *,
+    max_plain: int | None = None,
+    on_stored: Callable[[int], None] | None = None,
+) -> Iterator[PlainReader]:
+    """Unpack a stream for the length of the block."""
+    plain = PlainReader(source, codec, name, max_plain=max_plain, on_stored=on_stored)
     try:
         yield plain
     finally:

@@ -304,6 +304,9 @@ class PlainReader:
 
     def chunk(self) -> bytes:
         """Return the next plain bytes, however many; none at the end."""
+        if self._chunk:
+            kept, self._chunk = bytes(self._chunk), memoryview(b"")
+            return kept
         item = self._hashed.get()
         if isinstance(item, BaseException) or not item:
             # Asked again, it ends again.
@@ -311,6 +314,14 @@ class PlainReader:
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def peek(self, n: int) -> bytes:
+        """Return the next ``n`` plain bytes, fewer at the end only, and leave them to be read."""
+        seen = b""
+        while len(seen) < n and (data := self.chunk()):
+            seen += data
+        self._chunk = memoryview(seen)
+        return seen[:n]
 
     def read(self, n: int = -1) -> bytes:
         """Return exactly ``n`` plain bytes, fewer at the end only."""

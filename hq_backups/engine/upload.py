@@ -32,14 +32,15 @@ def upload(config: Config, request: UploadRequest, run_id: str, events: Events) 
 
 def send_missing(store: Store, repository: LocalRepository, events: Events) -> Exit:
     """Send every good local artifact that the bucket lacks. Under the lock."""
-    there = {e.run: e for e in bucket_entries(store, events) if e.problem is None}
+    # Two runs can begin in one second, and then have one id.
+    there = {(e.run, e.sha256): e for e in bucket_entries(store, events) if e.problem is None}
     newest: dict[str, str] = {}
     for entry in there.values():
         if entry.host == store.config.host:
             newest[entry.type] = max(newest.get(entry.type, ""), entry.taken_at)
     sent = 0
     for manifest in good_local(store):
-        if manifest.run in there:
+        if (manifest.run, manifest.sha256) in there:
             continue
         bucket = BucketUpload(store, repository, events)
         local = local_time(manifest.taken_at, store.config.timezone)

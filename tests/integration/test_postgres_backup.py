@@ -140,6 +140,18 @@ def test_all_is_listed_newest_first_with_its_places(host: Host, s3: S3Service, v
     assert all(len(e["locations"]) == 2 for e in there.catalog())
 
 
+def test_two_runs_of_one_second_are_two_backups(
+    host: Host, s3: S3Service, versioned_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = host.but(s3=s3, bucket=versioned_bucket)
+    monkeypatch.setattr("hq_backups.engine.entry.utc_now", lambda: datetime(2026, 11, 22, tzinfo=UTC))
+    runs = {there.good_backup("daily").manifest["run"]}
+    runs.add(there.good_backup("manual", upload=False).manifest["run"])
+    assert len(runs) == 1
+    assert there.upload().code is Exit.OK
+    assert [len(e["locations"]) for e in there.catalog()] == [2, 2]
+
+
 def test_another_environments_key_is_never_written_over(
     host: Host, s3: S3Service, versioned_bucket: str
 ) -> None:

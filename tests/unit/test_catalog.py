@@ -205,3 +205,52 @@ def test_a_later_backup_is_judged_by_the_last_ones_ratio(
     forecast.require_space(repository, newest, Prepared(GIB // 2, {}), silent())
     with pytest.raises(NotEnoughSpace):
         forecast.require_space(repository, newest, Prepared(GIB, {}), silent())
+
+
+def test_bare_directories_are_listed_and_half_ones_are_bad(store: Store) -> None:
+    whole = store.settings.backup_dir / "postgres_prod_daily_2018_03_14"
+    half = store.settings.backup_dir / "postgres_prod_daily_2018_03_15"
+    (store.settings.backup_dir / "extracted_backup_2019_08_01").mkdir()
+    for directory in (whole, half):
+        (directory / "global").mkdir(parents=True)
+        (directory / "PG_VERSION").write_text("9.6\n")
+    (whole / "global" / "pg_control").write_bytes(bytes(8192))
+    listed = {e.name: e for e in entries(store, CatalogRequest(), silent())}
+    assert set(listed) == {whole.name, half.name}
+    assert (listed[whole.name].size, listed[whole.name].problem) == (8196, None)
+    assert listed[whole.name].locations == ({"kind": "local", "path": str(whole)},)
+    assert "global/pg_control" in str(listed[half.name].problem)
+    for wanted in (half.name, str(half)):
+        with pytest.raises(CorruptBackup, match="killed"):
+            pick(store, wanted)
+
+
+def test_a_path_may_be_anywhere_and_called_anything(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "postgres_data_before_restore.tar.gz"
+    with pytest.raises(BackupNotFound):
+        pick(store, str(path))
+    path.write_bytes(b"x")
+    found = pick(store, str(path))
+    assert (found.type, found.env, found.host, found.mode, found.managed) == (
+        "manual",
+        None,
+        None,
+        "plain",
+        False,
+    )
+    couch = tmp_path / "couchdb_daily_2019_01_01.tar.gz"
+    couch.write_bytes(b"x")
+    with pytest.raises(BackupNotFound, match="of couch"):
+        pick(store, str(couch))
+    with pytest.raises(BackupNotFound):
+        pick(store, "/dev/null")
+    with pytest.raises(CorruptBackup):
+        pick(store, "/")
+
+
+def test_an_old_script_s_file_is_never_the_latest(store: Store) -> None:
+    name = "postgres_prod_daily_2017_12_24.tar.gz"
+    (store.settings.backup_dir / name).write_bytes(b"x")
+    with pytest.raises(BackupNotFound):
+        pick(store)
+    assert pick(store, name).name == name

@@ -203,6 +203,18 @@ def test_a_removal_killed_anywhere_leaves_nothing_behind_after_the_next_run(
         ), step
 
 
+def test_a_small_file_whose_writing_is_cancelled_leaves_nothing(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(fd: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        repository.record_upload(RUN, {"key": "k"})
+    assert list(repository.directory.iterdir()) == []
+
+
 def test_uploads_are_recorded_until_they_are_over(repository: LocalRepository) -> None:
     repository.record_upload(RUN, {"bucket": "b", "key": "k"})
     assert list(repository.recorded_uploads()) == [(RUN, {"bucket": "b", "key": "k"})]

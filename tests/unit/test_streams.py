@@ -209,3 +209,20 @@ def test_a_full_disk_is_said_with_its_place(small_disk: Callable[[str], Path]) -
 def test_an_unknown_codec_or_level_is_a_configuration_error(codec: str, level: int) -> None:
     with pytest.raises(ConfigurationError):
         codecs.compressor(codec, level)
+
+
+@given(st.binary(max_size=3000), st.lists(st.integers(0, 1500), max_size=4))
+def test_what_was_peeked_at_is_read_all_the_same(data: bytes, peeks: list[int]) -> None:
+    reader = PlainReader(io.BytesIO(gzip.compress(data)), "gzip", "x")
+    try:
+        for size in peeks:
+            assert reader.peek(size) == data[:size]
+        first = reader.read(min(7, len(data)))
+        assert reader.peek(5) == data[len(first) : len(first) + 5]
+        rest = b""
+        while piece := reader.chunk():
+            rest += piece
+        assert first + rest == data
+        assert reader.digest().plain_size == len(data)
+    finally:
+        reader.close()

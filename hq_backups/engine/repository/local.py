@@ -91,10 +91,32 @@ class LocalRepository:
             for entry in sorted(entries, key=lambda e: e.name):
                 if entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
                     continue
-                known = names.parse_name(entry.name) is not None
+                old = names.recognise(entry.name)
+                known = old is not None and old.ext
                 if known or (self.directory / names.manifest_name(entry.name)).exists():
                     with contextlib.suppress(FileNotFoundError):
                         yield self._look_at(Path(entry.path), pending.get(entry.name))
+
+    def directories(self) -> Iterator[LocalArtifact]:
+        """Yield the bare directories that old scripts left: base backups that were never packed."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                old = names.recognise(entry.name)
+                if old is not None and not old.ext and entry.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield self.at(entry.name)
+
+    def at(self, name: str) -> LocalArtifact:
+        """Return the file or bare directory ``name``, whatever it is called; raises FileNotFoundError."""
+        path = self.directory / name
+        if path.is_dir():
+            size = 0
+            for above, _, files in os.walk(path):
+                for each in files:
+                    with contextlib.suppress(FileNotFoundError):
+                        size += os.lstat(os.path.join(above, each)).st_size
+            return LocalArtifact(path, size, path.stat().st_mtime, None)
+        return self._look_at(path, {m.name: m for _, m in self._pending()}.get(name))
 
     def recover(self, events: Events) -> None:
         """Finish or remove what dead runs left. Only under the lock."""
@@ -175,8 +197,8 @@ class LocalRepository:
         """Write a small file so that it is there whole or not at all."""
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 view = memoryview(content)
                 while view:
@@ -185,9 +207,9 @@ class LocalRepository:
             finally:
                 os.close(fd)
             os.rename(temporary, path)
-        except OSError as error:
+        except BaseException as error:  # a cancelled run leaves nothing either
             temporary.unlink(missing_ok=True)
-            if error.errno in (28, 122):
+            if isinstance(error, OSError) and error.errno in (28, 122):
                 raise DiskFull(path=path.parent) from error
             raise
         self._sync()

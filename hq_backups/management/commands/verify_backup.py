@@ -23,7 +23,9 @@ class Command(EngineCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Add this command's options."""
         super().add_arguments(parser)
-        parser.add_argument("name", metavar="NAME", help="a name that list_backups shows, or latest")
+        parser.add_argument(
+            "name", metavar="NAME", help="a name that list_backups shows, a path, a key, or latest"
+        )
         parser.add_argument(
             "--store", metavar="STORE", type=store_name, help="needed where the name does not say it"
         )
@@ -31,6 +33,9 @@ class Command(EngineCommand):
             "--source", choices=["local", "s3"], help="which copy (default: the local one if there is one)"
         )
         parser.add_argument("--host", help="of which host, where several have one")
+        parser.add_argument(
+            "--version-id", metavar="V", help="which version of an object in a bucket that keeps them"
+        )
         parser.add_argument(
             "--deep", action="store_true", help="restore it into a scratch place, start it and count"
         )
@@ -47,5 +52,11 @@ class Command(EngineCommand):
                 )
             (store,) = enabled
         (store,) = self.stores(store)
-        selection = Selection(store, options["name"], source=options["source"], host=options["host"])
+        selection = Selection(
+            store,
+            options["name"],
+            source=options["source"],
+            host=options["host"],
+            version_id=options["version_id"],
+        )
         return self.run_job(self.job("verify", VerifyRequest(selection, deep=options["deep"]), store))
