@@ -1,5 +1,7 @@
 """Compare with what today's scripts do and with what checks nothing, in one run: ``make bench``.
 
+``python -m benchmarks dump`` compares dumps with what an operator types by hand.
+
 Ratios carry over to other machines, seconds do not. Every contender works on the same server, the same data and
 the same S3 server on this machine, alternating; figures are medians.
 """
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.dump import Dumps
 from benchmarks.measure import Measured, measure, median
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import as_user, give, short_directory
@@ -42,9 +45,9 @@ BYTES_PER_ROW = 655
 class Bench:
     """One server, one bucket, and the contenders."""
 
-    def __init__(self, home: Path, server: PostgresServer, s3: VersityGW) -> None:
+    def __init__(self, home: Path, server: PostgresServer, s3: VersityGW, mode: str = "plain") -> None:
         """Make the directories."""
-        self.home, self.server, self.s3 = home, server, s3
+        self.home, self.server, self.s3, self.mode = home, server, s3, mode
         self.work = home / "work"
         self.work.mkdir(mode=0o755)
         give(self.work, server.os_user)
@@ -140,14 +143,14 @@ class Bench:
         environment = {
             **os.environ,
             "HQ_BACKUPS_DEPLOY_ENV": "bench",
-            "HQ_BACKUPS_BACKUP_POSTGRES": "plain",
+            "HQ_BACKUPS_BACKUP_POSTGRES": self.mode,
             "HQ_BACKUPS_POSTGRESQL_BACKUP_DIR": str(self.work / "backups"),
             "HQ_BACKUPS_POSTGRESQL_DATA_DIR": str(server.data_dir),
             "HQ_BACKUPS_POSTGRESQL_BIN_DIR": str(server.bin_dir),
             "HQ_BACKUPS_POSTGRESQL_VERSION": str(server.version),
             "HQ_BACKUPS_POSTGRESQL_HOST": str(server.socket_dir),
             "HQ_BACKUPS_POSTGRESQL_PORT": str(server.port),
-            "HQ_BACKUPS_POSTGRES_S3": "true",
+            "HQ_BACKUPS_POSTGRES_S3": "true" if self.mode == "plain" else "false",
             "HQ_BACKUPS_POSTGRES_SNAPSHOT_BUCKET": BUCKET,
             "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": s3.access_key,
             "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": s3.secret_key,
@@ -171,13 +174,18 @@ class Bench:
 
 
 def alternate(
-    bench: Bench, contenders: dict[str, Callable[[], None]], rounds: int, watched: Path
+    bench: Bench,
+    contenders: dict[str, Callable[[], None]],
+    rounds: int,
+    watched: Path,
+    prepare: Callable[[], None] = lambda: None,
 ) -> dict[str, Measured]:
     """Run the contenders in turns."""
     runs: dict[str, list[Measured]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, work in contenders.items():
             bench.clean()
+            prepare()
             runs[name].append(measure(work, watched))
             print(f"  round {turn + 1}  {name:32s} {runs[name][-1].seconds:6.1f} s", flush=True)
     bench.clean()
@@ -197,9 +205,60 @@ def table(title: str, results: dict[str, Measured], size: int, stored: dict[str,
         )
 
 
+def measure_plain(bench: Bench, size: int, rounds: int) -> None:
+    """Measure base backups, to the bucket and back."""
+    backups = alternate(
+        bench,
+        {
+            "scripts": bench.scripts,
+            "pg_basebackup | zstd, unchecked": bench.unchecked,
+            "hq_backups": bench.ours,
+        },
+        rounds,
+        bench.work,
+    )
+    client = bench.s3.client()
+    objects = {o["Key"]: o["Size"] for o in client.list_objects_v2(Bucket=BUCKET)["Contents"]}
+    stored = {
+        "scripts": objects["scripts.tar.gz"],
+        "pg_basebackup | zstd, unchecked": objects["unchecked.tar.zst"],
+        "hq_backups": max(size for key, size in objects.items() if key.startswith("postgres_")),
+    }
+    table("Backup, until it lies in the bucket", backups, size, stored)
+    restores = alternate(
+        bench,
+        {
+            "scripts (download, untar)": bench.scripts_restore,
+            "hq_backups (serving, checked)": bench.ours_restore,
+        },
+        rounds,
+        bench.home / "pg",
+    )
+    table("Restore from the bucket", restores, size, {})
+
+
+def measure_dump(bench: Bench, size: int, rounds: int) -> None:
+    """Measure dumps, to the disk and back."""
+    dumps = Dumps(bench)
+    backups = alternate(
+        bench, {"pg_dumpall | zstd -1": dumps.by_hand, "hq_backups": dumps.ours}, rounds, bench.work
+    )
+    table("Dump, until it lies on the disk", backups, size, {})
+    dumps.keep_file()
+    restores = alternate(
+        bench,
+        {"gunzip | psql": dumps.load_by_hand, "hq_backups (serving, checked)": dumps.restore},
+        rounds,
+        bench.home / "pg",
+        dumps.put_file,
+    )
+    table("Restore of a dump", restores, size, {})
+
+
 def main() -> None:
-    """Measure PostgreSQL, mode plain."""
+    """Measure PostgreSQL in one mode."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", nargs="?", choices=("plain", "dump"), default="plain")
     parser.add_argument("--mib", type=int, default=1600, help="size of the data (default 1600)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--version", type=int, default=15)
@@ -219,35 +278,8 @@ def main() -> None:
             server.psql("CHECKPOINT")
             size = int(server.psql("SELECT sum(pg_database_size(oid)) FROM pg_database"))
             print(f"PostgreSQL {options.version}, {size / 1e6:.0f} MB, in page cache; versitygw on loopback")
-            bench = Bench(home, server, s3)
-            backups = alternate(
-                bench,
-                {
-                    "scripts": bench.scripts,
-                    "pg_basebackup | zstd, unchecked": bench.unchecked,
-                    "hq_backups": bench.ours,
-                },
-                options.rounds,
-                bench.work,
-            )
-            client = s3.client()
-            objects = {o["Key"]: o["Size"] for o in client.list_objects_v2(Bucket=BUCKET)["Contents"]}
-            stored = {
-                "scripts": objects["scripts.tar.gz"],
-                "pg_basebackup | zstd, unchecked": objects["unchecked.tar.zst"],
-                "hq_backups": max(size for key, size in objects.items() if key.startswith("postgres_")),
-            }
-            table("Backup, until it lies in the bucket", backups, size, stored)
-            restores = alternate(
-                bench,
-                {
-                    "scripts (download, untar)": bench.scripts_restore,
-                    "hq_backups (serving, checked)": bench.ours_restore,
-                },
-                options.rounds,
-                home / "pg",
-            )
-            table("Restore from the bucket", restores, size, {})
+            bench = Bench(home, server, s3, options.mode)
+            (measure_dump if options.mode == "dump" else measure_plain)(bench, size, options.rounds)
     print("\nRESULT ok run=bench exit=0")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hq_backups.setting import DEAD, NOT_BUILT, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
 
-BUILT_MODES = {"postgres": ("plain",)}
+BUILT_MODES = {"postgres": ("plain", "dump")}
 """What this release can back up, by store; whatever else is switched on is said to be not built."""
 
 SHARED_MAPS = ("postgres_users", "couchdb2", "secrets")
@@ -247,7 +247,6 @@ def _service_commands(setting: Any, prefix: str) -> tuple[Setting, ...]:
 
 
 _pg = partial(Setting, store="postgres")
-_pg_later = partial(_pg, status=NOT_BUILT)
 _pg_dead = partial(_dead, store="postgres")
 POSTGRES = (
     _pg(
@@ -298,11 +297,16 @@ POSTGRES = (
     _pg(
         "postgres_users.replication.username",
         kind="text",
-        help="User of a base backup over TCP.",
+        help="User of a base backup from the host of pg_backup_from; needs REPLICATION only.",
         in_vault=True,
     ),
     _pg("postgres_users.replication.password", kind="text", help="Its password.", secret=True),
-    _pg_later("pg_backup_from", kind="text_or_off", help="The host to back up instead of this one."),
+    _pg(
+        "pg_backup_from",
+        kind="text_or_off",
+        help="The host whose server this one backs up, over the network and at ``postgresql_port``, instead of its "
+        "own. A standby will do. Every host that is told so makes the backup, unless ``backup_hosts`` names one.",
+    ),
     _pg(
         "postgres_users.backup.username",
         kind="text",

@@ -173,6 +173,7 @@ def _postgres_options(resolved: Resolved) -> Mapping[str, Any]:
         # A default is no knowledge: the server itself is asked then.
         "version": None if version.source == "default" else version.value,
         "host": resolved["postgresql_host"],
+        "backup_from": resolved["pg_backup_from"],
         "port": resolved["postgresql_port"],
         "bin_dir": resolved["postgresql_bin_dir"],
         "user": resolved["postgres_users.backup.username"],

@@ -35,6 +35,7 @@ IDS = {
     "W011": "a file with secrets can be read by everybody",
     "W012": "no host backs up a store",
     "W013": "only one of the two service commands is set",
+    "W014": "no user is named for the other host's server",
 }
 """Every id, with its meaning; ids are never given a second meaning."""
 

@@ -125,6 +125,9 @@ class Resolved:
         hosts: Mapping[str, tuple[str, ...]] | None = self["backup_hosts"]
         if hosts is not None:
             return store in hosts.get(self["backup_host_name"], ())
+        if store == "postgres" and self["pg_backup_from"]:
+            # The data directory is on another host: this one was told to back it up.
+            return True
         data_dir = engine.data_dir(self, store)
         try:
             return data_dir is None or stat.S_ISDIR(os.stat(data_dir).st_mode)

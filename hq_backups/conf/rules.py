@@ -56,16 +56,29 @@ def _not_built(resolved: Resolved) -> Iterator[Finding]:
         switch = engine.SWITCHES[store][0]
         message = f"{switch}: {unbuilt(resolved, store)} not built in this release, nothing is backed up"
         yield Finding("W003", message, UNBUILT_HINT, store, switch)
-    if resolved["pg_backup_from"]:
-        message = "pg_backup_from: backups from another host are not built in this release"
-        yield Finding(
-            "W003", message, "Run the backup on the server's own host.", "postgres", "pg_backup_from"
-        )
     if resolved["check_s3_backups_email"]:
         message = "check_s3_backups_email: mail alerts are not built in this release, nobody is told"
         yield Finding(
-            "W003", message, "Look at the backups yourself: list_backups", None, "check_s3_backups_email"
+            "W003",
+            message,
+            "Let cron look at its exit code: check_s3_backups",
+            None,
+            "check_s3_backups_email",
         )
+
+
+def _other_host(resolved: Resolved) -> Iterator[Finding]:
+    source = resolved["pg_backup_from"]
+    names = ["postgres_users.backup.username", "postgres_users.replication.username"]
+    if not source or _broken(resolved, "pg_backup_from", *names):
+        return
+    if engine.mode(resolved, "postgres") == "dump":
+        # A replication connection gives no SQL.
+        names = names[:1]
+    if not any(resolved[name] for name in names):
+        message = f"pg_backup_from is {source}, but no user is named who may log in there"
+        hint = f"Set {' or '.join(names)} and its password, and let it in by the other server's pg_hba.conf."
+        yield Finding("W014", message, hint, "postgres", names[0])
 
 
 def _elasticsearch_repositories(resolved: Resolved) -> Iterator[Finding]:
@@ -127,7 +140,7 @@ def _buckets(resolved: Resolved) -> Iterator[Finding]:
 
 
 def _pgbouncer(resolved: Resolved) -> Iterator[Finding]:
-    host, port = resolved["postgresql_host"], resolved["postgresql_port"]
+    host, port = resolved["pg_backup_from"] or resolved["postgresql_host"], resolved["postgresql_port"]
     if port != PGBOUNCER_PORT:
         return
     message = f"postgresql_port {port} is pgbouncer's, which cannot pass a backup on"
@@ -209,6 +222,7 @@ def _blobs(resolved: Resolved) -> Iterator[Finding]:
 RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _environment,
     _not_built,
+    _other_host,
     _elasticsearch_repositories,
     _credentials,
     _endpoint,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
@@ -45,44 +45,70 @@ def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
 
 
 def safe_path(member: tarfile.TarInfo, archive: str, strip: tuple[str, ...] = ()) -> PurePosixPath | None:
-    """Return a member's path inside the tree, without ``strip``; None for the tree's own top.
+    """Return a member's path inside the tree; None for the tree's own top, and for what is outside ``strip``.
 
+    With the directories of ``strip``, which an old archive has in front, a leading slash is one of them.
     Raises UnsafeArchive for a path that leaves the tree.
     """
-    if member.name.startswith("/") or "\x00" in member.name:
+    name = member.name.lstrip("/") if strip else member.name
+    if name.startswith("/") or "\x00" in name:
         raise UnsafeArchive(f"absolute path {member.name!r}", name=archive)
-    parts = PurePosixPath(member.name).parts
+    parts = PurePosixPath(name).parts
     if ".." in parts:
         raise UnsafeArchive(f"path {member.name!r} leaves the tree", name=archive)
     if len(parts) > MAX_DEPTH or any(len(os.fsencode(part)) > MAX_PART for part in parts):
         raise UnsafeArchive(f"path {member.name[:80]!r}… is too deep or too long", name=archive)
-    if strip and parts[: len(strip)] == strip:
-        parts = parts[len(strip) :]
+    if strip:
+        parts = parts[len(strip) :] if parts[: len(strip)] == strip else ()
     return PurePosixPath(*parts) if parts else None
 
 
-def extract(plain: PlainReader, target: Path) -> int:
+def extract(
+    plain: PlainReader,
+    target: Path,
+    strip: tuple[str, ...] = (),
+    outer: Mapping[PurePosixPath, Path] | None = None,
+    skip: frozenset[str] = frozenset(),
+) -> int:
     """Unpack regular files and directories into the empty directory ``target``; return how many files.
+
+    Only what is below the directories of ``strip``, and without them. What is below a path of ``outer`` goes into
+    the empty directory that is named there. The members of ``skip`` are passed over.
 
     Owners are the caller's; modes are kept, without set-id and world bits. Raises UnsafeArchive, CorruptBackup
     and DiskFull.
     """
     count = 0
-    made: set[PurePosixPath] = set()
+    made: dict[Path, set[PurePosixPath]] = {}
     for member in members(plain):
-        path = safe_path(member, plain.name)
-        if path is None:
+        path = safe_path(member, plain.name, strip)
+        if path is None or str(path) in skip:
             continue
+        root, below = _route(path, target, outer or {})
+        ours = made.setdefault(root, set())
         if member.isdir():
-            _make_directories(target, path, made)
-            os.chmod(target / path, 0o700 | member.mode & 0o070)
+            _make_directories(root, below, ours)
+            if below.parts:
+                os.chmod(root / below, 0o700 | member.mode & 0o070)
         elif member.isreg():
-            _make_directories(target, path.parent, made)
-            _write_file(plain, member, target / path)
+            if not below.parts:
+                raise UnsafeArchive(f"{member.name!r} must be a directory", name=plain.name)
+            _make_directories(root, below.parent, ours)
+            _write_file(plain, member, root / below)
             count += 1
         else:
             raise UnsafeArchive(f"{member.name!r} is neither file nor directory", name=plain.name)
     return count
+
+
+def _route(
+    path: PurePosixPath, target: Path, outer: Mapping[PurePosixPath, Path]
+) -> tuple[Path, PurePosixPath]:
+    """Return the directory that a member belongs to, and its path in there."""
+    for above, place in outer.items():
+        if path.is_relative_to(above):
+            return place, path.relative_to(above)
+    return target, path
 
 
 def _make_directories(target: Path, path: PurePosixPath, made: set[PurePosixPath]) -> None:

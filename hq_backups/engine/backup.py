@@ -71,6 +71,11 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         forecast.require_space(repository, last, prepared, events)
         if not request.accept_shrink:
             forecast.refuse_shrink(last, prepared)
+        if request.accept_bad_pages:
+            events.warning(
+                "bad-pages",
+                "as asked, no page's checksum is looked at: what is damaged in the store is so here too",
+            )
         if request.dry_run:
             where = f" and {bucket.where}" if bucket is not None else ""
             events.step("dry-run", f"would write {repository.directory / name}{where}")

@@ -96,7 +96,10 @@ class ServiceError(HQBackupsError):
 class BadPages(HQBackupsError):
     """the server found damaged pages: {message}"""
 
-    hint = "Look at the server's disk first. The last good backup is kept."
+    hint = (
+        "Look at the server's disk first. The last good backup is kept. To have a backup of what can still be read "
+        "too, with the damage in it: --accept-bad-pages"
+    )
 
 
 class BackupNotFound(HQBackupsError):

@@ -29,7 +29,9 @@ def require_space(
     """Judge by the last artifact's ratio when there is one; else only what is hopeless fails."""
     free = space.free_bytes(repository.directory)
     if last is not None and last.plain_size:
-        needed = int(prepared.estimate * last.size / last.plain_size * 1.1) + prepared.spool
+        # What tells nothing of its size is taken to be as large as it was.
+        estimate = last.plain_size if prepared.unknown else prepared.estimate
+        needed = int(estimate * last.size / last.plain_size * 1.1) + prepared.spool
     else:
         needed = prepared.estimate // HOPELESS + prepared.spool
         if free < prepared.estimate // DOUBTFUL:
@@ -46,7 +48,7 @@ def require_space(
 
 def refuse_shrink(last: Manifest | None, prepared: Prepared) -> None:
     """Refuse a store that lost most of what it held: an empty server must not push out the last good backup."""
-    if last is None or last.plain_size - prepared.estimate < SHRUNK_BYTES:
+    if last is None or prepared.unknown or last.plain_size - prepared.estimate < SHRUNK_BYTES:
         return
     if prepared.estimate < last.plain_size * SHRUNK:
         raise PreflightFailed(

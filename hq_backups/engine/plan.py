@@ -87,7 +87,7 @@ def plan_swap(
         )
     needed = store.unpacked_size(manifest) + MARGIN
     directories = store.outer(manifest)
-    places = outer.places(directories, target, run_id)
+    places = outer.places(directories, target, run_id, pwd.getpwnam(owner).pw_uid)
     outer.require_space(directories, places, parent, needed)
     staging = (request.staging_dir or target.parent) / f"{staging_prefix(target)}{run_id}"
     return Plan(
@@ -101,7 +101,7 @@ def plan_swap(
         free=space.free_bytes(parent),
         needed=needed,
         facts=facts,
-        next_steps=tuple(store.next_steps()),
+        next_steps=tuple(store.next_steps(manifest)),
         outer=places,
     )
 
@@ -111,14 +111,20 @@ def plan_beside(
 ) -> Plan:
     """Plan to unpack into a directory of the operator's; raises PreflightFailed."""
     target = Path(str(request.target_dir)).absolute()
+    target = target.resolve() if target.is_symlink() else target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PreflightFailed(
             f"{target} is not an empty directory", hint="Name another one with --target-dir."
         )
     facts = store.check_restore(manifest, events, in_place=False)
     needed = store.unpacked_size(manifest)
-    space.require(space.existing(target), needed, "the unpacked data", "Name a place with more room.")
-    directories = store.outer(manifest)
+    directories, parent = store.outer(manifest), beside(target)
+    places = outer.inside(directories, parent)
+    if directories:
+        outer.require_empty(parent)
+        outer.require_space(directories, places, space.existing(target), needed)
+    else:
+        space.require(space.existing(target), needed, "the unpacked data", "Name a place with more room.")
     return Plan(
         **about(store, manifest, location),
         target=str(target),
@@ -129,8 +135,13 @@ def plan_beside(
         needed=needed,
         facts=facts,
         next_steps=(),
-        outer=outer.inside(directories, target.with_name(f"{target.name}.outer")),
+        outer=places,
     )
+
+
+def beside(target: Path) -> Path:
+    """Return the directory for what lies outside the data directory of a copy that replaces nothing."""
+    return target.with_name(f"{target.name}.outer")
 
 
 def plan_in_place(
@@ -147,7 +158,7 @@ def plan_in_place(
         free=0,
         needed=0,
         facts=facts,
-        next_steps=tuple(store.next_steps()),
+        next_steps=tuple(store.next_steps(manifest)),
         outer={},
     )
 

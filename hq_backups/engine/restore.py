@@ -7,33 +7,36 @@ On a host where one user owns everything, that user does both.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import pwd
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import outer
+from hq_backups.engine import outer, unfinished
 from hq_backups.engine.as_user import run_as
 from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config, Job, to_plain
-from hq_backups.engine.errors import Exit, PreflightFailed, WrongEnvironment
+from hq_backups.engine.errors import Exit, PreflightFailed, RestoreRolledBack, WrongEnvironment
 from hq_backups.engine.events import Events
 from hq_backups.engine.journal import OPEN, Journal, read_journal
 from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.plan import Plan, plan_beside, plan_in_place, plan_swap, staging_prefix
+from hq_backups.engine.plan import Plan, beside, plan_beside, plan_in_place, plan_swap, staging_prefix
 from hq_backups.engine.requests import RestoreRequest, UndoRequest, UnpackRequest
 from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
 from hq_backups.engine.stores.base import Destination, Store
 from hq_backups.engine.survey import describe
-from hq_backups.engine.swap import Swap
+from hq_backups.engine.swap import Swap, inode
 from hq_backups.engine.switchover import switch
 from hq_backups.engine.switchover import undo as switch_back
+from hq_backups.engine.unfinished import Unfinished
 from hq_backups.engine.unpack import unpack
 
 _NOTHING_BACK = "there are no data now, as before: restore_backup {} latest"
@@ -45,7 +48,7 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
     if request.target_dir is not None:
         return _beside(config, request, manifest, location, store, run_id, events)
     if request.in_place:
-        return _in_place(request, manifest, location, store, events)
+        return _in_place(request, manifest, location, store, run_id, events)
     target = store.target().resolve()
     _refuse_unfinished(target)
     plan = plan_swap(request, location, manifest, store, target, run_id, events)
@@ -61,38 +64,46 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
     _make_parents(target, plan.owner)
     with _locks(store, target, run_id):
         _refuse_unfinished(target)
-        _remove_leftovers(target, events)
+        _remove_leftovers(store, target, events)
         began = time.monotonic()
-        swap, unpacked = _unpack_beside(config, manifest, location, plan, run_id, events)
+        swap, made, unpacked = _unpack_beside(config, manifest, location, store, plan, run_id, events)
         try:
             switch(swap, store.service(manifest), lambda: store.check_serving(manifest, events), events)
         except PreflightFailed:
             # Nothing was changed: what was unpacked is of no more use.
-            shutil.rmtree(swap.staging, ignore_errors=True)
-            outer.remove(plan.outer)
+            made.remove()
             raise
+        except RestoreRolledBack as error:
+            error.hint = "\n".join(filter(None, [error.hint, *_dropping(store, swap.journal)]))
+            raise
+        made.forget()
         events.emit(
             "data",
             unpack_seconds=round(unpacked - began, 1),
             downtime_seconds=round(time.monotonic() - unpacked, 1),
             old_data=str(swap.journal.old) if swap.journal.old_inode is not None else None,
-            next_steps=[*plan.next_steps, *_clearing(swap.journal)],
+            next_steps=[*plan.next_steps, *_clearing(store, swap.journal)],
         )
     return Exit.OK
 
 
 def _unpack_beside(
-    config: Config, manifest: Manifest, location: Mapping[str, Any], plan: Plan, run_id: str, events: Events
-) -> tuple[Swap, float]:
-    """Unpack and check beside the target; return the swap that is now possible, and when that was."""
+    config: Config,
+    manifest: Manifest,
+    location: Mapping[str, Any],
+    store: Store,
+    plan: Plan,
+    run_id: str,
+    events: Events,
+) -> tuple[Swap, Unfinished, float]:
+    """Unpack and check beside the target; return the swap that is now possible, what was made, and when that was."""
     target, staging = Path(plan.target), Path(str(plan.staging))
     owner = pwd.getpwnam(plan.owner)
     # An empty directory was made by hand: its owner and mode say nothing.
     fresh = not target.exists() or not any(target.iterdir())
     spot = Destination(staging, plan.outer, target)
-    there = [place for place in plan.outer.values() if place.exists()]
+    made = _make_unfinished(plan, target, staging, run_id)
     try:
-        _make_spot(spot, plan.owner)
         _unpack(config, manifest, location, spot, plan.owner, run_id, events)
         swap = Swap(
             target,
@@ -105,10 +116,27 @@ def _unpack_beside(
         )
         swap.check()
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        outer.remove(plan.outer, there)
+        # Where unpacking is loading, a child that was killed leaves its server running.
+        store.clean_scratch(staging)
+        made.remove()
         raise
-    return swap, time.monotonic()
+    return swap, made, time.monotonic()
+
+
+def _make_unfinished(plan: Plan, target: Path, staging: Path, run_id: str) -> Unfinished:
+    """Make the empty directories that will be filled; return what is to be written down of them."""
+    there = tuple(place for place in plan.outer.values() if os.path.lexists(place))
+    number, outside = _make_spot(staging, plan.owner), {str(p): outer.UNKNOWN for p in plan.outer.values()}
+    made = Unfinished(run_id, target, staging, number, outside, there)
+    try:
+        made.write()
+        for place in plan.outer.values():
+            outside[str(place)] = _make_spot(place, plan.owner, there=place in there)
+        made.write()
+    except BaseException:
+        made.remove()
+        raise
+    return made
 
 
 def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> Exit:
@@ -125,13 +153,29 @@ def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> E
             steps = (
                 store.next_steps() if journal.old_inode is not None else [_NOTHING_BACK.format(store.name)]
             )
+            steps += _dropping(store, journal)
             events.emit("data", failed_data=str(journal.failed), old_data=None, next_steps=steps)
-        _remove_leftovers(target, events)
+        _remove_leftovers(store, target, events)
     return Exit.OK
 
 
-def _clearing(journal: Journal) -> list[str]:
-    return [f"delete the old data when you are sure: {journal.old}"] if journal.old_inode is not None else []
+def _clearing(store: Store, journal: Journal) -> list[str]:
+    """Return what an operator deletes when the restored data are as they should be."""
+    if journal.old_inode is None:
+        return []
+    return [f"delete the old data when you are sure:\n{_all_of(store, journal.old)}"]
+
+
+def _dropping(store: Store, journal: Journal) -> list[str]:
+    """Return what an operator deletes when the data that were taken back are of no more use."""
+    pattern = f"{glob.escape(str(journal.failed))}*"
+    found = [Path(name) for name in glob.glob(pattern) if inode(Path(name)) == journal.new_inode]
+    return [f"delete what was taken back when you need it no more:\n{_all_of(store, p)}" for p in found]
+
+
+def _all_of(store: Store, tree: Path) -> str:
+    """List a data directory and what belongs to it elsewhere, a line each, as a shell takes them."""
+    return "\n".join(shlex.quote(str(path)) for path in (tree, *store.outside(tree)))
 
 
 def _undo_facts(journal: Journal) -> dict[str, Any]:
@@ -184,7 +228,12 @@ def _require_confirmed(request: RestoreRequest, manifest: Manifest) -> None:
 
 
 def _in_place(
-    request: RestoreRequest, manifest: Manifest, location: Mapping[str, Any], store: Store, events: Events
+    request: RestoreRequest,
+    manifest: Manifest,
+    location: Mapping[str, Any],
+    store: Store,
+    run_id: str,
+    events: Events,
 ) -> Exit:
     """Load into the running server. Nothing can be put back, so the whole artifact is read and checked first."""
     plan = plan_in_place(request, location, manifest, store, events)
@@ -197,7 +246,7 @@ def _in_place(
         store.walk(plain, manifest, events)
         compare(plain.digest(), manifest)
     events.step("load", f"loading {manifest.name} into {plan.target}")
-    with opened(store, location, manifest, events) as plain:
+    with _store_lock(store, run_id), opened(store, location, manifest, events) as plain:
         store.load_in_place(plain, manifest, recreate=request.recreate, events=events)
         compare(plain.digest(), manifest)
     events.emit("data", old_data=None, next_steps=list(plan.next_steps))
@@ -220,18 +269,26 @@ def _beside(
         return Exit.OK
     target = Path(plan.target)
     spot = Destination(target, plan.outer)
-    there = target.exists()
+    there, outside = target.exists(), dict[Path, int]()
     try:
-        _make_spot(spot, plan.owner)
+        _make_spot(spot.tree, plan.owner, there=there)
+        for place in spot.outer.values():
+            outside[place] = _make_spot(place, plan.owner)
         _unpack(config, manifest, location, spot, plan.owner, run_id, events)
     except BaseException:
+        store.clean_scratch(target)
         shutil.rmtree(target, ignore_errors=True)
-        outer.remove(plan.outer)
+        outer.remove(outside)
+        with contextlib.suppress(OSError):
+            beside(target).rmdir()
         if there:
             target.mkdir(mode=0o700)
         raise
     os.sync()
-    events.step("unpack", f"{manifest.name} lies unpacked in {target}; nothing that runs was touched")
+    apart = (
+        f", its tablespaces in {beside(target)} (which it links to: leave them there)" if plan.outer else ""
+    )
+    events.step("unpack", f"{manifest.name} lies unpacked in {target}{apart}; nothing that runs was touched")
     return Exit.OK
 
 
@@ -253,20 +310,23 @@ def _unpack(
         unpack(config, request, events)
 
 
-def _make_spot(spot: Destination, owner: str) -> None:
-    """Make the empty directories that an artifact is unpacked into."""
-    for directory in (spot.tree, *spot.outer.values()):
-        _make_parents(directory, owner)
-        _make(directory, owner)
-
-
-def _make(directory: Path, owner: str) -> None:
-    """Make an empty directory that only ``owner`` may enter."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if os.geteuid() == 0:
-        entry = pwd.getpwnam(owner)
-        os.chown(directory, entry.pw_uid, entry.pw_gid)
-    os.chmod(directory, 0o700)
+def _make_spot(directory: Path, owner: str, *, there: bool = False) -> int:
+    """Make an empty directory that only ``owner`` may enter, or take one that is there; return its inode number."""
+    _make_parents(directory, owner)
+    if not there:
+        directory.mkdir(mode=0o700)
+    # Whoever may write above it could have put a link there: what is given away is what was looked at.
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.listdir(fd):
+            raise PreflightFailed(f"{directory} is no longer empty", hint="Run the command again.")
+        if os.geteuid() == 0:
+            entry = pwd.getpwnam(owner)
+            os.fchown(fd, entry.pw_uid, entry.pw_gid)
+        os.fchmod(fd, 0o700)
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
 
 
 def _make_parents(target: Path, owner: str) -> None:
@@ -286,16 +346,31 @@ def _locks(store: Store, target: Path, run_id: str) -> Iterator[None]:
         if target.parent.is_dir():
             lock = target.parent / f".{target.name}.hq_backups.lock"
             stack.enter_context(FileLock(lock, run_id, "restore"))
-        if store.settings.backup_dir.is_dir():
-            stack.enter_context(StoreLock(store.settings.backup_dir, run_id, "restore"))
+        stack.enter_context(_store_lock(store, run_id))
         yield
 
 
-def _remove_leftovers(target: Path, events: Events) -> None:
-    """Remove the staging directories of restores that were killed. Only under the lock."""
+def _store_lock(store: Store, run_id: str) -> AbstractContextManager[object]:
+    """Keep backups off the store, where this host makes any."""
+    if not store.settings.backup_dir.is_dir():
+        return contextlib.nullcontext()
+    return StoreLock(store.settings.backup_dir, run_id, "restore")
+
+
+def _remove_leftovers(store: Store, target: Path, events: Events) -> None:
+    """Remove the staging directories of restores that were killed, and what runs on them. Only under the lock."""
     if not target.parent.is_dir():
         return
+    for made in unfinished.left(target):
+        if not made.is_unused():
+            made.forget()
+            continue
+        store.clean_scratch(made.staging)
+        made.remove()
+        gone = ", ".join(str(path) for path in (made.staging, *made.outer.values()))
+        events.step("recover", f"removed {gone}, left by a restore that died")
     for entry in list(os.scandir(target.parent)):
         if entry.name.startswith(staging_prefix(target)) and entry.is_dir(follow_symlinks=False):
+            store.clean_scratch(Path(entry.path))
             shutil.rmtree(entry.path, ignore_errors=True)
             events.step("recover", f"removed {entry.path}, left by a restore that died")

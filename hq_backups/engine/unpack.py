@@ -24,7 +24,8 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
         store.unpack(plain, Destination(request.target, request.outer, request.replaces), manifest, events)
         digest = plain.digest()
     compare(digest, manifest)
-    events.emit("check", name="sha256", ok=True, message="size and sha256 are as the manifest says")
+    said = "as they were when it was read for the plan" if manifest.surveyed else "as the manifest says"
+    events.emit("check", name="sha256", ok=True, message=f"size and sha256 are {said}")
     # The new files must be on disk before the old ones are set aside: begun here, it costs no downtime.
     with ThreadPoolExecutor(1, "hqb-sync") as pool:
         pool.submit(os.sync)

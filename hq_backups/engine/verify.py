@@ -59,7 +59,7 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
     clean_scratch(store, repository, events)
-    needed = int(manifest.plain_size * 1.1) + (64 << 20)
+    needed = store.unpacked_size(manifest) + (64 << 20)
     space.require(
         repository.directory, needed, "the unpacked copy", "Verify without --deep, or free space there."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,39 +10,74 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_service
-from tests.faults.victim import PostgresVictim, Victim
+from tests.faults.tablespaces import TablespacesVictim
+from tests.faults.victim import VICTIMS, Victim
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import short_directory
 from tests.testbed.s3 import S3Service
 
+VICTIMS["tablespaces"] = TablespacesVictim
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the attacks of a module that says so (MODES) on each mode; of dumps only a few (IN_SHORT) are quick."""
+    modes = getattr(metafunc.module, "MODES", None)
+    if modes is None or "mode" not in metafunc.fixturenames:
+        return
+    name = metafunc.function.__name__
+    if name in getattr(metafunc.module, "OF_TAR", ()):
+        modes = ("plain",)
+    quick = ("plain", *(modes if name in getattr(metafunc.module, "IN_SHORT", ()) else ()))
+    marked = [pytest.param(m, marks=() if m in quick else pytest.mark.slow) for m in modes]
+    metafunc.parametrize("mode", marked, scope="module")
+
+
+@pytest.fixture(scope="module")
+def mode() -> str:
+    """Return the mode of the victims, where the module attacks one only."""
+    return "plain"
+
 
 @pytest.fixture(scope="session")
-def server(pg_template: Callable[[int], Path]) -> Iterator[PostgresServer]:
-    """Run a server of these tests' own: 4 MB of data make an artifact of about 45 MB, three parts."""
+def servers(pg_template: Callable[[int], Path]) -> Iterator[Callable[[str], PostgresServer]]:
+    """Return a function that runs a server of these tests' own for each mode."""
     reason = PostgresServer.unavailable(15)
     require_service("PostgreSQL 15", not reason, reason)
-    with short_directory(server_user()) as workdir:
-        made = PostgresServer(15, workdir, template=pg_template(15))
-        with made:
-            PostgresVictim(workdir, made).make_data(4)
-            yield made
+    made: dict[str, PostgresServer] = {}
+    with contextlib.ExitStack() as stack:
+
+        def serve(mode: str) -> PostgresServer:
+            if mode not in made:
+                workdir = stack.enter_context(short_directory(server_user()))
+                server = stack.enter_context(PostgresServer(15, workdir, template=pg_template(15)))
+                VICTIMS[mode](workdir, server).make_data(VICTIMS[mode].megabytes)
+                made[mode] = server
+            return made[mode]
+
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def server(servers: Callable[[str], PostgresServer], mode: str) -> PostgresServer:
+    """Run a server with data that make an artifact of about 45 MB, three parts."""
+    return servers(mode)
 
 
 @pytest.fixture
-def victim(server: PostgresServer) -> Iterator[Victim]:
+def victim(server: PostgresServer, mode: str) -> Iterator[Victim]:
     """Return a server that is backed up and not touched otherwise."""
     with short_directory(server_user()) as home:
-        yield PostgresVictim(home, server)
+        yield VICTIMS[mode](home, server)
 
 
 @pytest.fixture
-def own_victim(fresh_pg: Callable[..., PostgresServer]) -> Callable[..., Victim]:
+def own_victim(fresh_pg: Callable[..., PostgresServer], mode: str) -> Callable[..., Victim]:
     """Return a factory of victims that may be stopped, changed and restored."""
 
     def make(**settings: Any) -> Victim:
         made = fresh_pg(15)
-        found = PostgresVictim(made.workdir, made, **settings)
+        found = VICTIMS[mode](made.workdir, made, **settings)
         found.make_data(2)
         return found
 

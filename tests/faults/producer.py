@@ -1,4 +1,4 @@
-"""A program called pg_basebackup that runs the real one and dies the way it is told to."""
+"""A program called pg_basebackup or pg_dumpall that runs the real one and dies the way it is told to."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if sys.argv[1:2] == ["--version"]:
     os.execv(REAL, [REAL, "--version"])
 with open(os.path.join(HERE, "plan.json")) as file:
     plan = json.load(file)
-if "rate" in plan:
+if "rate" in plan and os.path.basename(REAL) == "pg_basebackup":
     os.execv(REAL, [REAL, *sys.argv[1:], "--max-rate", plan["rate"]])
+PIECE = 1 << 16 if "rate" in plan else 1 << 20
 
 def stand():
     with open(os.path.join(HERE, "reached.new"), "w") as file:
@@ -48,7 +49,9 @@ else:
         if passed >= plan.get("pause", 1 << 60):
             stand()
             plan["pause"] = 1 << 60
-        data = os.read(child.stdout.fileno(), 1 << 20 if limit is None else min(1 << 20, limit - passed))
+        if "rate" in plan:
+            time.sleep(PIECE / (int(plan["rate"][:-1]) << 20))
+        data = os.read(child.stdout.fileno(), PIECE if limit is None else min(PIECE, limit - passed))
         if not data:
             break
         left = memoryview(data)
@@ -79,11 +82,11 @@ class FakeProducer:
 
     def __init__(self, directory: Path, real: Path) -> None:
         self.directory = directory
+        self.program = directory / real.name
         directory.mkdir(mode=0o777)
         directory.chmod(0o777)
-        program = directory / "pg_basebackup"
-        program.write_text(SOURCE.format(python=sys.executable, real=str(real)))
-        program.chmod(0o755)
+        self.program.write_text(SOURCE.format(python=sys.executable, real=str(real)))
+        self.program.chmod(0o755)
 
     def plan(self, **plan: Any) -> None:
         """Say how to die: ``bytes`` passed on (negative: all but so many), then status, signal, close, wait.
@@ -110,7 +113,7 @@ class FakeProducer:
 @contextmanager
 def in_front(victim: PostgresVictim) -> Iterator[FakeProducer]:
     """Put a fake producer in front of the real one of a victim."""
-    made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.server.bin_dir / "pg_basebackup")
+    made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.server.bin_dir / victim.producer)
     victim.options["bin_dir"] = str(made.directory)
     yield made
     victim.options.clear()

@@ -12,13 +12,14 @@ import pytest
 
 from tests.faults.producer import in_front
 from tests.faults.test_kills import SWEEP
-from tests.faults.victim import PostgresVictim, Victim
+from tests.faults.victim import VICTIMS, PostgresVictim, Victim
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import give, run_here, wait_until
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15, pytest.mark.root]
+MODES = ("plain", "dump")
 MIB = 1 << 20
 PAGE = 4096
 BALLAST = "ballast"
@@ -148,13 +149,13 @@ def test_a_disk_that_fills_up_under_a_deep_verify(on_small_disk: Victim, deep: b
 
 @pytest.fixture
 def server_on_small_disk(
-    small_disk: Callable[[str], Path], pg_template: Callable[[int], Path]
+    small_disk: Callable[[str], Path], pg_template: Callable[[int], Path], mode: str
 ) -> Iterator[PostgresVictim]:
     """Run a server whose data directory is on a small disk of its own."""
     disk = small_disk("400m")
     give(disk, server_user())
     with PostgresServer(15, disk / "w", template=pg_template(15)) as server:
-        made = PostgresVictim(disk / "w", server)
+        made = VICTIMS[mode](disk / "w", server)
         made.make_data(2)
         yield made
 

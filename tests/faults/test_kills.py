@@ -21,6 +21,7 @@ from tests.testbed.process import wait_until
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+MODES = ("plain", "dump", "tablespaces")
 SWEEP = int(os.environ.get("HQ_BACKUPS_TESTS_SWEEP", "0"))
 SEED = 20261122
 

@@ -1,4 +1,4 @@
-"""What a store must offer to be attacked, and PostgreSQL as the first victim.
+"""What a store must offer to be attacked, and PostgreSQL in its modes as the first victims.
 
 The attacks know only :class:`Victim`; another store is another subclass.
 """
@@ -202,6 +202,12 @@ class PostgresVictim(Victim):
     """PostgreSQL, mode plain."""
 
     store = "postgres"
+    mode = "plain"
+    producer = "pg_basebackup"
+    copying = "backend_type = 'walsender' AND query LIKE 'BASE_BACKUP%'"
+    """What the server's sender is known by in pg_stat_activity."""
+    megabytes = 4
+    """Of data that make an artifact of three parts."""
 
     def __init__(self, home: Path, server: PostgresServer, **settings: Any) -> None:
         super().__init__(home, server.os_user, **settings)
@@ -242,7 +248,7 @@ class PostgresVictim(Victim):
         }
         return StoreConfig(
             "postgres",
-            "plain",
+            self.mode,
             self.backups,
             Retention(),
             data_dir=self.server.data_dir,
@@ -262,10 +268,23 @@ class PostgresVictim(Victim):
         own = self.server.pid
         places = (str(self.backups), f"{self.server.data_dir.parent}/.{self.server.data_dir.name}.hq_backups")
         for pid, words in processes():
-            client = any(f"/{program} " in words for program in ("psql", "pg_basebackup"))
+            clients = ("psql", "pg_basebackup", "pg_dumpall", "pg_dump")
+            client = any(f"/{program} " in words for program in clients)
             is_client = client and str(self.server.socket_dir) in words
             if pid != own and (is_client or any(place in words for place in places)):
                 yield pid, words
+
+
+class DumpVictim(PostgresVictim):
+    """PostgreSQL, mode dump."""
+
+    mode = "dump"
+    producer = "pg_dumpall"
+    copying = "query LIKE 'COPY %victim%' AND state = 'active'"
+    megabytes = 16
+
+
+VICTIMS: dict[str, type[PostgresVictim]] = {each.mode: each for each in (PostgresVictim, DumpVictim)}
 
 
 def processes() -> Iterator[tuple[int, str]]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from hq_backups.engine.errors import Exit
+from hq_backups.engine.postgres import basebackup
 from hq_backups.engine.requests import BackupRequest
-from hq_backups.engine.stores.postgres_plain import PostgresPlain, _BaseBackup
+from hq_backups.engine.stores.postgres_plain import PostgresPlain
 from tests.integration.pg_helpers import Host, script
 from tests.testbed.pgbouncer import PgBouncer
 from tests.testbed.places import IS_ROOT
@@ -163,15 +164,6 @@ def test_no_replication_slot_is_free(host: Host) -> None:
             host.server.psql(f"SELECT pg_drop_replication_slot('s{n}')")
 
 
-def test_tablespaces(host: Host) -> None:
-    with short_directory(host.server.os_user) as place:
-        host.server.psql(f"CREATE TABLESPACE fast LOCATION '{place}'")
-        try:
-            assert_refused(host, f"this server has tablespaces (fast ({place}))", "cannot back them up yet")
-        finally:
-            host.server.psql("DROP TABLESPACE fast")
-
-
 @pytest.mark.root
 def test_a_socket_directory_that_is_closed(host: Host, tmp_path: Path) -> None:
     (tmp_path / f".s.PGSQL.{host.server.port}").touch()
@@ -256,9 +248,9 @@ def test_a_dry_run_writes_nothing(host: Host, s3: S3Service, bucket: str) -> Non
 
 
 def test_a_store_that_is_not_built_yet(host: Host) -> None:
-    done = host.but(store={"mode": "dump"}).backup()
+    done = host.but(store={"mode": "incremental"}).backup()
     assert done.code is Exit.USAGE
-    assert "postgres in mode dump is not built yet" in done.error
+    assert "postgres in mode incremental is not built yet" in done.error
 
 
 # The bucket
@@ -404,7 +396,7 @@ def busy(services_dir: Path) -> Iterator[PostgresServer]:
 
 def write_much(monkeypatch: pytest.MonkeyPatch, server: PostgresServer) -> None:
     """Let a running backup wait, at its first bytes, for WAL that the server would rather recycle."""
-    readinto = _BaseBackup.readinto
+    readinto = basebackup.Piped.readinto
     done = []
 
     def wait(self: Any, buffer: memoryview) -> int:
@@ -417,7 +409,7 @@ def write_much(monkeypatch: pytest.MonkeyPatch, server: PostgresServer) -> None:
                 script(server, "CHECKPOINT;")
         return readinto(self, buffer)
 
-    monkeypatch.setattr(_BaseBackup, "readinto", wait)
+    monkeypatch.setattr(basebackup.Piped, "readinto", wait)
 
 
 def test_the_wal_is_there_however_much_is_written(

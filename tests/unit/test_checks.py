@@ -66,8 +66,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("E014", {"backup_blobdb": True}, {"backup_blobdb": False}, {"S3_BLOB_DB_SETTINGS": {"url": "x"}}),
     ("E015", {"backup_compression_level": 9}, {"backup_compression_level": 3}, {}),
     ("W001", {"pg_backup_to": "pg1"}, {"pg_backup_to": False}, {}),
-    ("W003", {"backup_postgres": "dump"}, {"backup_postgres": "plain"}, {}),
-    ("W003", {"pg_backup_from": "pg1"}, {"pg_backup_from": False}, {}),
+    ("W003", {"backup_couch": True}, {"backup_couch": False}, {}),
     ("W003", {"check_s3_backups_email": "a@b.c"}, {}, {}),
     ("W004", {"postgres_s3": True}, S3_ON, {}),
     ("W005", {"check_s3_backups_email": "a@b.c"}, {}, {"EMAIL_BACKEND": MAIL + "filebased.EmailBackend"}),
@@ -93,6 +92,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {"postgresql_stop_command": "a", "postgresql_start_command": "b"},
         {},
     ),
+    (
+        "W014",
+        {"pg_backup_from": "pg1"},
+        {"pg_backup_from": "pg1", "postgres_users": {"replication": {"username": "hqrepl"}}},
+        {},
+    ),
+    ("W010", {"postgresql_port": 6432, "pg_backup_from": "pg1"}, {"pg_backup_from": "pg1"}, {}),
 ]
 
 # id, a file that breaks it, one that does not

@@ -110,7 +110,15 @@ pytestmark = pytest.mark.django_db
 
 class TestRunBackup:
     def test_hands_over_a_job_with_its_run_and_tells_the_result(self, engine: Engine) -> None:
-        ended = run("run_backup", "postgres", "--type=daily", "--no-upload", "--no-prune", "--accept-shrink")
+        ended = run(
+            "run_backup",
+            "postgres",
+            "--type=daily",
+            "--no-upload",
+            "--no-prune",
+            "--accept-shrink",
+            "--accept-bad-pages",
+        )
         (job,) = engine.jobs
         assert job.verb == "backup"
         request = {
@@ -119,6 +127,7 @@ class TestRunBackup:
             "upload": False,
             "prune": False,
             "accept_shrink": True,
+            "accept_bad_pages": True,
         }
         assert {key: job.request[key] for key in request} == request
         assert job.run is not None
@@ -213,10 +222,11 @@ class TestOtherVerbs:
 
     def test_verify_finds_the_store_in_the_name(self, engine: Engine) -> None:
         assert run("verify_backup", "postgres_demo_daily_2026_11_22.tar.gz", "--deep").code == 0
-        assert run("verify_backup", "latest", "--source=s3", "--host=pg1").code == 0
+        assert run("verify_backup", "latest", "--source=s3", "--host=pg1", "--version-id=v").code == 0
         first, second = (job.request for job in engine.jobs)
         assert (first["deep"], first["selection"]["name"]) == (True, "postgres_demo_daily_2026_11_22.tar.gz")
         assert (second["selection"]["source"], second["selection"]["host"]) == ("s3", "pg1")
+        assert second["selection"]["version_id"] == "v"
         assert run("verify_backup", "couchdb_daily_2026_11_22.tar.gz").code == 2
 
     def test_verify_asks_for_the_store_when_nothing_says_it(self, engine: Engine, settings: Any) -> None:
@@ -310,6 +320,17 @@ class TestRestore:
     def only_planned(self, engine: Engine) -> bool:
         return all(job.request["plan_only"] for job in engine.jobs)
 
+    def test_what_the_plan_read_of_an_old_archive_is_handed_back_and_not_shown(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        typing(monkeypatch, "demo")
+        surveyed = {"run": "unmanaged-0123", "source": {"root": "opt/data"}}
+        engine.answer = lambda job, events: events.emit("plan", **PLAN, surveyed=surveyed)
+        ended = run("restore_backup", "postgres", "postgres_daily_2017_07_01.tar.gz", "--from-env=unknown")
+        assert ended.code == 0
+        assert [job.request["surveyed"] for job in engine.jobs] == [None, surveyed]
+        assert "unmanaged" not in ended.out
+
     def test_shows_the_plan_asks_and_restores_what_was_confirmed(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -338,6 +359,7 @@ class TestRestore:
             "version_id": "v",
         }
         assert (real["disconnect"], real["from_env"], real["staging_dir"]) == (True, "prod", "/mnt/s")
+        assert (plan["surveyed"], real["surveyed"]) == (None, None)
         order = [
             ended.out.index(text) for text in ("Plan", "downtime start", "Next:", "downtime end", "RESULT ok")
         ]
@@ -420,7 +442,15 @@ class TestRestore:
         ]
 
     @pytest.mark.parametrize(
-        "words", [["postgres"], ["postgres", "latest", "--undo"], ["postgres", "latest", "--target-dir=here"]]
+        "words",
+        [
+            ["postgres"],
+            ["postgres", "latest", "--undo"],
+            ["postgres", "latest", "--target-dir=here"],
+            ["postgres", "latest", "--recreate"],
+            ["postgres", "latest", "--in-place", "--target-dir=/mnt/x"],
+            ["postgres", "--undo", "--in-place"],
+        ],
     )
     def test_what_does_not_fit_together_is_a_usage_error(self, engine: Engine, words: list[str]) -> None:
         assert run("restore_backup", *words).code == 2

@@ -87,8 +87,8 @@ def test_postgres_can_be_restored_while_its_backups_are_off() -> None:
 def test_what_is_not_built_is_said_and_refused_for_a_backup_only() -> None:
     resolved = resolve(backup_postgres="dump", backup_couch=True, backup_blobdb="yes", es_local_repo=True)
     assert resolved.enabled == ("postgres",)
-    assert resolved.unbuilt == ("postgres", "couch", "blobdb", "elasticsearch")
-    assert len(resolved.notes) == 4
+    assert resolved.unbuilt == ("couch", "blobdb", "elasticsearch")
+    assert len(resolved.notes) == 3
     for store in resolved.unbuilt:
         resolved.require(store)
         with pytest.raises(NotBuiltYet, match="not built"):
@@ -189,6 +189,24 @@ def test_a_store_belongs_to_the_host_that_backup_hosts_names(tmp_path: Path) -> 
     assert resolve(backup_hosts={"pg1": ["postgres"]}).local == ()
     assert resolve(postgresql_data_dir=str(tmp_path)).local == ("postgres",)
     assert resolve(postgresql_data_dir=str(tmp_path / "missing")).local == ()
+
+
+def test_another_hosts_server_is_backed_up_where_that_is_said(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    elsewhere = resolve(
+        pg_backup_from="pg1",
+        postgresql_data_dir=missing,
+        postgres_users={"replication": {"username": "hqrepl", "password": "q"}},
+    )
+    assert elsewhere.local == ("postgres",)
+    options = elsewhere.config().store("postgres").options
+    assert (options["backup_from"], options["replication_user"]) == ("pg1", "hqrepl")
+    assert not elsewhere.notes
+    for off in (False, None, "False"):
+        here = resolve(pg_backup_from=off, postgresql_data_dir=missing)
+        assert here.local == ()
+        assert here.config().store("postgres").options["backup_from"] is None
+    assert resolve(pg_backup_from="pg1", backup_hosts={"other": ["postgres"]}).local == ()
 
 
 def test_a_data_directory_that_may_not_be_looked_at_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

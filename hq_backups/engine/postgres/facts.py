@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.errors import HQBackupsError
-from hq_backups.engine.postgres.psql import Server, query_json, query_lines
+from hq_backups.engine.postgres.psql import (
+    Server,
+    query_answered,
+    query_json,
+    query_lines,
+    replication_rows,
+)
 
 _IDENTITY = """
 SELECT json_build_object(
@@ -21,15 +27,28 @@ SELECT json_build_object(
   'data_checksums', current_setting('data_checksums') = 'on',
   'wal_segment_size', current_setting('wal_segment_size'),
   'archive_mode', current_setting('archive_mode'),
+  'wal_level', current_setting('wal_level'),
+  'max_wal_senders', current_setting('max_wal_senders')::int,
+  'max_wal_size', (SELECT setting::bigint << 20 FROM pg_settings WHERE name = 'max_wal_size'),
   'is_superuser', current_setting('is_superuser') = 'on',
+  'bootstrap_role', (SELECT rolname FROM pg_roles WHERE oid = 10),
   'roles', (SELECT json_agg(rolname ORDER BY rolname) FROM pg_roles WHERE rolname !~ '^pg_'),
   'tablespaces', (SELECT coalesce(json_agg(json_build_object('oid', oid::bigint, 'name', spcname,
-        'location', pg_tablespace_location(oid)) ORDER BY spcname), '[]')
+        'location', pg_tablespace_location(oid),
+        'size', CASE WHEN has_tablespace_privilege(oid, 'CREATE') OR pg_has_role('pg_read_all_stats', 'USAGE')
+          THEN pg_tablespace_size(oid) END) ORDER BY spcname), '[]')
       FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')),
   'databases', (SELECT json_agg(json_build_object('name', datname, 'size', pg_database_size(oid),
         'encoding', pg_encoding_to_char(encoding), 'collate', datcollate, 'ctype', datctype,
         'connectable', datallowconn) ORDER BY datname)
-      FROM pg_database)
+      FROM pg_database),
+  'slots', (SELECT coalesce(json_agg(json_build_object('name', slot_name, 'type', slot_type, 'active', active,
+        'held', CASE WHEN pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), restart_lsn)
+          ELSE pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) END::bigint) ORDER BY slot_name), '[]')
+      FROM pg_replication_slots WHERE NOT temporary),
+  'subscriptions', (SELECT coalesce(json_agg(json_build_object('name', subname, 'database', datname,
+        'enabled', subenabled, 'slot', subslotname) ORDER BY datname, subname), '[]')
+      FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid)
 );
 """
 
@@ -40,8 +59,11 @@ SELECT json_build_object(
   'tables', (SELECT coalesce(json_object_agg(format('%I.%I', n.nspname, c.relname), greatest(c.reltuples, 0)::bigint),
         '{}')
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-      WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND n.nspname !~ '^pg_'
-        AND n.nspname <> 'information_schema')
+      WHERE (c.relkind = 'r' OR c.relkind = 'm' AND c.relispopulated) AND c.relpersistence = 'p'
+        AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'),
+  'unlogged', (SELECT coalesce(json_agg(format('%I.%I', n.nspname, c.relname) ORDER BY n.nspname, c.relname), '[]')
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relkind = 'r' AND c.relpersistence = 'u')
 );
 """
 
@@ -89,6 +111,7 @@ def identity(psql: Path, server: Server) -> dict[str, Any]:
 def gather(psql: Path, server: Server) -> Facts:
     """Ask a server who it is and what each database holds (row counts are the planner's estimates)."""
     who = identity(psql, server)
+    server = server.of(int(who["version_num"]) // 10000)
     contents: dict[str, dict[str, Any]] = {}
     unread: dict[str, str] = {}
     for database in who["databases"]:
@@ -103,5 +126,56 @@ def gather(psql: Path, server: Server) -> Facts:
 
 
 def count_rows(psql: Path, server: Server, dbname: str) -> dict[str, int]:
-    """Count the rows of every permanent table of one database by reading them."""
+    """Count the rows of every permanent table of one database by reading them; raises explained errors."""
     return dict(query_lines(psql, server, dbname, _COUNTS, timeout=24 * 3600))
+
+
+def count_readable(psql: Path, server: Server, dbname: str) -> tuple[dict[str, int], str]:
+    """Count like count_rows, past tables that cannot be read.
+
+    A table that cannot be read is not in the answer; beside it stands what the server said.
+    """
+    rows, said = query_answered(psql, server, dbname, _COUNTS, timeout=24 * 3600)
+    return dict(rows), said
+
+
+_ASKED = {
+    "version": "server_version",
+    "version_num": "server_version_num",
+    "wal_segment_size": "wal_segment_size",
+    "archive_mode": "archive_mode",
+    "data_checksums": "data_checksums",
+    "wal_level": "wal_level",
+    "max_wal_senders": "max_wal_senders",
+}
+
+
+def identity_by_replication(psql: Path, server: Server) -> dict[str, Any]:
+    """Ask a server who it is over a replication connection: all that a user may who can only replicate."""
+    (system, timeline, *_), *answers = replication_rows(
+        psql, server, "IDENTIFY_SYSTEM", *(f"SHOW {name}" for name in _ASKED.values())
+    )
+    asked = dict(zip(_ASKED, (answer[0] for answer in answers), strict=True))
+    in_recovery = None
+    if int(asked["version_num"]) >= 140000:
+        in_recovery = replication_rows(psql, server, "SHOW in_hot_standby")[0][0] == "on"
+    return {
+        **asked,
+        "version_num": int(asked["version_num"]),
+        "max_wal_senders": int(asked["max_wal_senders"]),
+        "data_checksums": asked["data_checksums"] == "on",
+        "system_identifier": system,
+        "timeline": int(timeline),
+        "in_recovery": in_recovery,
+        "is_superuser": False,
+        "roles": [],
+        "databases": [],
+        "tablespaces": [],
+        "slots": [],
+        "subscriptions": None,
+    }
+
+
+def gather_by_replication(psql: Path, server: Server, reason: str) -> Facts:
+    """Return what a replication connection tells; every database is unread for ``reason``."""
+    return Facts(identity_by_replication(psql, server), {}, {"*": reason})

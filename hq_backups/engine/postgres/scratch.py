@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from hq_backups.engine import process
-from hq_backups.engine.errors import CorruptBackup, ProducerFailed
+from hq_backups.engine.errors import CorruptBackup, DiskFull, ProducerFailed, ServiceError
+from hq_backups.engine.postgres import tablespaces
 from hq_backups.engine.postgres.psql import Server
 from hq_backups.engine.postgres.tools import Tools
 
@@ -20,7 +21,11 @@ PORT = 5432
 
 HOME_PREFIX = "hqb-scratch-"
 
+OUTER = "outer"
+"""Beside the tree: where a deep check unpacks tablespaces to."""
+
 START_SECONDS = 24 * 3600
+STOP_SECONDS = 3600
 
 _LIMIT = re.compile(r"^(max_\w+) setting:\s+(\d+)$", re.MULTILINE)
 _SPELT = {
@@ -51,11 +56,23 @@ _SETTINGS = {
 
 
 @contextmanager
-def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: str) -> Iterator[Server]:
+def running(
+    data_dir: Path,
+    major: int,
+    tools: Tools,
+    *,
+    superuser: str,
+    name: str,
+    settings: Mapping[str, str] | None = None,
+    keep: bool = False,
+) -> Iterator[Server]:
     """Run the server of ``data_dir`` for as long as the block; raises CorruptBackup when it does not start.
 
-    Must be called as the owner of ``data_dir``. postgresql.auto.conf and standby.signal are removed from it.
+    Must be called as the owner of ``data_dir``. postgresql.auto.conf and standby.signal are removed from it; a
+    tree whose tablespaces lie elsewhere than beside it, in ``outer``, raises UnsafeArchive.
+    With ``keep`` the tree is to be used afterwards: the server is shut down in order; raises ServiceError.
     """
+    tablespaces.require_own(data_dir, [data_dir.parent / OUTER], name)
     pg_ctl = tools.own("pg_ctl", major).path
     controldata = tools.client("pg_controldata", major).path
     for stray in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
@@ -65,7 +82,8 @@ def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: s
     try:
         log = home / "log"
         config, hba = home / "postgresql.conf", home / "pg_hba.conf"
-        lines = [f"{key} = '{value}'" for key, value in _settings(data_dir, home, hba, controldata).items()]
+        wanted = {**_settings(data_dir, home, hba, controldata), **(settings or {})}
+        lines = [f"{key} = '{value}'" for key, value in wanted.items()]
         config.write_text("\n".join(lines) + "\n")
         hba.write_text("local all all trust\n")
         start = [str(pg_ctl), "start", "-w", "-t", str(START_SECONDS), "-D", str(data_dir), "-l", str(log)]
@@ -77,11 +95,24 @@ def running(data_dir: Path, major: int, tools: Tools, *, superuser: str, name: s
             tail = _tail(log)
             raise CorruptBackup(f"the server does not start on it: {tail}", name=name) from error
         try:
-            yield Server(host=str(home), port=PORT, user=superuser)
+            yield Server(host=str(home), port=PORT, user=superuser, major=major)
+            if keep:
+                _shut_down(data_dir, pg_ctl, log)
         finally:
             stop(data_dir, pg_ctl)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _shut_down(data_dir: Path, pg_ctl: Path, log: Path) -> None:
+    argv = [str(pg_ctl), "stop", "-w", "-t", str(STOP_SECONDS), "-m", "fast", "-D", str(data_dir)]
+    try:
+        process.run(argv, timeout=STOP_SECONDS + 60, leaves_daemon=True)
+    except ProducerFailed as error:
+        said = _tail(log)
+        if "No space left on device" in said:
+            raise DiskFull(path=data_dir) from error
+        raise ServiceError(f"the server that loaded the backup did not shut down: {said}") from error
 
 
 def stop(data_dir: Path, pg_ctl: Path, user: str | None = None) -> None:

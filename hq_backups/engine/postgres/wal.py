@@ -32,10 +32,8 @@ def held_wal(psql: Path, server: Server, run: str, major: int) -> Iterator[None]
     argv: list[str | Path] = [psql, "-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
     command = f"CREATE_REPLICATION_SLOT {slot_name(run)} TEMPORARY PHYSICAL RESERVE_WAL;\n"
     with contextlib.ExitStack() as stack:
-        env = stack.enter_context(server.environment())
-        if major >= 14:
-            # It is idle all the time: the server's patience must not end it, and with it the slot.
-            env["PGOPTIONS"] += " -c idle_session_timeout=0"
+        # It is idle all the time: the server's patience must not end it, and with it the slot.
+        env = stack.enter_context(server.of(major).environment())
         holder = stack.enter_context(Producer(argv, env=env, user=server.os_user, feed=True))
         try:
             # A psql that is already gone says why on its standard error.

@@ -5,9 +5,12 @@ from __future__ import annotations
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import NotBuiltYet
 from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.postgres_dump import PostgresDump
 from hq_backups.engine.stores.postgres_plain import PostgresPlain
 
-REGISTRY: dict[tuple[str, str], type[Store]] = {("postgres", "plain"): PostgresPlain}
+REGISTRY: dict[tuple[str, str], type[Store]] = {
+    (store.name, store.mode): store for store in (PostgresPlain, PostgresDump)
+}
 
 
 def open_store(config: Config, name: str, mode: str | None = None) -> Store:

@@ -22,11 +22,13 @@ class Prepared:
     """What a store found out before a backup."""
 
     estimate: int
-    """Plain bytes to expect."""
+    """Plain bytes to expect; 0 when ``unknown``."""
     source: Mapping[str, Any]
     tools: Mapping[str, str] = field(default_factory=dict)
     spool: int = 0
     """Bytes that must lie in the backup directory for a while, beside the artifact itself."""
+    unknown: bool = False
+    """Whether nothing tells how much to expect."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,17 @@ class Store(ABC):
         """Return the bytes that an artifact takes when it is unpacked, outer directories included."""
         return manifest.plain_size + manifest.plain_size // 50
 
+    def directory_problem(self, path: Path) -> str | None:
+        """Say why a bare directory, found among the backups, is no whole one; None when it may be."""
+        return "a bare directory cannot be restored"
+
     def outer(self, manifest: Manifest) -> tuple[Outer, ...]:
         """Return the directories that an artifact holds beside its data directory."""
         return ()
+
+    def outside(self, tree: Path) -> list[Path]:
+        """Return the directories outside a data directory that belong to it, and to nothing else."""
+        return []
 
     @abstractmethod
     def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:
@@ -152,5 +162,5 @@ class Store(ABC):
         """Check that the started server answers with the restored data; raises ServiceError."""
 
     @abstractmethod
-    def next_steps(self) -> list[str]:
-        """Return what an operator does after a restore."""
+    def next_steps(self, manifest: Manifest | None = None) -> list[str]:
+        """Return what an operator does after a restore; without a manifest, after one was taken back."""

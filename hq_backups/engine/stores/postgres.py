@@ -6,6 +6,7 @@ Facts: postgresql.org/docs/current/app-pgbasebackup.html, protocol-replication.h
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pwd
 from collections.abc import Mapping
@@ -23,12 +24,14 @@ from hq_backups.engine.errors import (
 )
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.postgres import facts, scratch
-from hq_backups.engine.postgres.psql import Server, query_json
+from hq_backups.engine.postgres import afterwards, facts, old, scratch, tablespaces
+from hq_backups.engine.postgres.psql import Server, last_line, query_json
 from hq_backups.engine.postgres.tools import Tools
 from hq_backups.engine.service import find_postgres_service
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import Outer, Store
 
+SHOWN = 20
+"""How many names a message lists."""
 LOSS = 0.1
 """A copy with less than this part of the rows that were estimated has lost some."""
 _SOCKET_DIRECTORIES = ("/var/run/postgresql", "/tmp")  # noqa: S108  where distributions put the server's socket
@@ -54,6 +57,20 @@ class PostgresStore(Store):
         os_user = self.owner() if os.geteuid() == 0 else None
         return Server(host, port, user, options.get("password"), os_user)
 
+    def source(self) -> Server:
+        """Return how to reach the server that is backed up: this host's, or the one that pg_backup_from names."""
+        host = self.settings.options.get("backup_from")
+        return dataclasses.replace(self.server(), host=str(host)) if host else self.server()
+
+    def copier(self) -> Server:
+        """Return the same server as a base backup is taken from it: by the user for that, if there is one."""
+        server, options = self.source(), self.settings.options
+        if not options.get("backup_from") or not options.get("replication_user"):
+            return server
+        return dataclasses.replace(
+            server, user=str(options["replication_user"]), password=options.get("replication_password")
+        )
+
     def _socket_directory(self, port: int) -> str:
         """Read the socket directory from the running server's pid file (its fifth line), else guess."""
         if self.settings.data_dir is not None:
@@ -67,16 +84,22 @@ class PostgresStore(Store):
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Start the cluster on a private socket and count every row."""
         psql = self.tools.newest("psql").path
-        superuser = str(self.settings.options.get("user") or "postgres")
+        recorded = manifest.source.get("bootstrap_role")
+        superuser = str(self.settings.options.get("user") or recorded or "postgres")
         with scratch.running(
             tree, major_of(manifest), self.tools, superuser=superuser, name=manifest.name
         ) as server:
             found = facts.gather(psql, server)
-            counted = {}
-            for database in found.contents:
-                counted[database] = facts.count_rows(psql, server, database)
+            counted, unreadable = {}, dict(found.unread)
+            for database, held in found.contents.items():
+                counted[database], said = facts.count_readable(psql, server, database)
                 rows = sum(counted[database].values())
                 events.step("count", f"database {database!r}: {len(counted[database])} tables, {rows} rows")
+                damaged = sorted(set(held["tables"]) - set(counted[database]))
+                if damaged:
+                    unreadable[database] = f"{', '.join(damaged[:SHOWN])} ({last_line(said)})"
+        if unreadable:
+            raise _damaged(unreadable, manifest)
         try:
             self._compare(found, counted, manifest, events)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -130,6 +153,25 @@ class PostgresStore(Store):
                 user = tree.owner() if os.geteuid() == 0 else None
                 scratch.clean(tree, self.tools.own("pg_ctl", int(version)).path, user)
 
+    def directory_problem(self, path: Path) -> str | None:
+        """Look for what every cluster has."""
+        return old.directory_problem(path)
+
+    def outer(self, manifest: Manifest) -> tuple[Outer, ...]:
+        """Return the tablespaces."""
+        found = tablespaces.recorded(manifest.source, manifest.name)
+        return tuple(Outer(each.oid, each.location, each.size) for each in found)
+
+    def outside(self, tree: Path) -> list[Path]:
+        """Return what a cluster of this version has in its tablespaces."""
+        version = read_text(tree / "PG_VERSION").strip()
+        return [
+            found
+            for place in tablespaces.linked(tree)
+            for found in sorted(place.glob(f"PG_{version}_*"))
+            if version.isdigit()
+        ]
+
     def target(self) -> Path:
         """Return the cluster's data directory."""
         if self.settings.data_dir is None:
@@ -154,8 +196,13 @@ class PostgresStore(Store):
     def check_restore(self, manifest: Manifest, events: Events, *, in_place: bool) -> Mapping[str, Any]:
         """Check versions: a cluster serves only with the programs of its own major version."""
         major = major_of(manifest)
+        about: dict[str, Any] = {"version": str(manifest.source.get("version", major))}
+        if manifest.source.get("address"):
+            about["taken_from"] = str(manifest.source["address"])
+        quiet = afterwards.is_quiet(manifest, self.config, beside=not in_place)
+        about |= afterwards.plan_facts(manifest, quiet=quiet)
         if not in_place:
-            return {"version": str(manifest.source.get("version", major))}
+            return about
         programs = self.tools.own("postgres", major)
         current = read_text(self.target() / "PG_VERSION").strip()
         configured = str(self.settings.options.get("version") or "")
@@ -168,7 +215,7 @@ class PostgresStore(Store):
         service = self.service(manifest)
         commands = service.facts()
         return {
-            "version": str(manifest.source.get("version", major)),
+            **about,
             "programs": str(programs.path.parent),
             "service": service.describe(),
             "stopped_by": [" ".join(argv) for argv in commands.get("stop", ())],
@@ -209,9 +256,9 @@ class PostgresStore(Store):
         """Ask the started server who it is."""
         server = self.server()
         who = facts.identity(self.tools.newest("psql").path, server)
-        if manifest is not None and who["system_identifier"] != manifest.source.get("system_identifier"):
+        if manifest is not None and who["system_identifier"] != self.served_identifier(manifest):
             raise ServiceError(
-                f"another server answers at {server.where}: its system identifier is not the backup's"
+                f"another server answers at {server.where}: its system identifier is not the restored data's"
             )
         events.emit(
             "check",
@@ -220,15 +267,36 @@ class PostgresStore(Store):
             message=f"PostgreSQL {who['version']} answers at {server.where} with {len(who['databases'])} databases",
         )
 
-    def next_steps(self) -> list[str]:
+    def served_identifier(self, manifest: Manifest) -> str | None:
+        """Return the system identifier that the server has on the restored data."""
+        found = manifest.source.get("system_identifier")
+        return None if found is None else str(found)
+
+    def next_steps(self, manifest: Manifest | None = None) -> list[str]:
         """Return what an operator of HQ does after PostgreSQL is back."""
         env = self.config.env
+        quiet = manifest is not None and afterwards.is_quiet(manifest, self.config, beside=False)
         return [
+            *(afterwards.steps(manifest, quiet=quiet) if manifest is not None else ()),
             f"commcare-cloud {env} django-manage check_services",
             f"commcare-cloud {env} django-manage list_backups --sync",
             "reset pillow checkpoints that are newer than the restored database",
             f"commcare-cloud {env} downtime end",
         ]
+
+
+def _damaged(unreadable: Mapping[str, str], manifest: Manifest) -> CorruptBackup:
+    """Return the error for a copy with tables that cannot be read."""
+    listed = "; ".join(f"in database {database!r} {what}" for database, what in unreadable.items())
+    message = f"the server that was started on it cannot read everything: {listed}"
+    if not manifest.source.get("bad_pages"):
+        return CorruptBackup(message, name=manifest.name)
+    return CorruptBackup(
+        message,
+        name=manifest.name,
+        hint="It was made with --accept-bad-pages, and is what the server held: the rest can be restored. Take those "
+        "tables from an older backup (list_backups).",
+    )
 
 
 def major_of(manifest: Manifest) -> int:

@@ -60,6 +60,16 @@ class Command(EngineCommand):
         parser.add_argument(
             "--from-env", metavar="ENV", help="the other environment whose backup may be put here"
         )
+        parser.add_argument(
+            "--in-place",
+            action="store_true",
+            help="load a dump into the running server, whose directory is not ours; it must be empty",
+        )
+        parser.add_argument(
+            "--recreate",
+            action="store_true",
+            help="with --in-place: delete what the server holds first, for good",
+        )
         parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
 
     def perform(self, **options: Any) -> Exit:
@@ -71,6 +81,15 @@ class Command(EngineCommand):
         for name in ("target_dir", "staging_dir"):
             if options[name] is not None and not options[name].is_absolute():
                 raise UsageError(f"--{name.replace('_', '-')} must be an absolute path: {options[name]}")
+        if options["recreate"] and not options["in_place"]:
+            raise UsageError(
+                "--recreate goes with --in-place only", hint="A data directory is never deleted."
+            )
+        if options["in_place"] and (options["undo"] or options["target_dir"] or options["staging_dir"]):
+            raise UsageError(
+                "--in-place goes with neither --undo, --target-dir nor --staging-dir",
+                hint="It changes the running server itself, and cannot be undone.",
+            )
         (store,) = self.stores(options["store"])
         if options["undo"]:
             return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
@@ -87,5 +106,7 @@ class Command(EngineCommand):
             staging_dir=options["staging_dir"],
             from_env=options["from_env"],
             disconnect=options["disconnect"],
+            in_place=options["in_place"],
+            recreate=options["recreate"],
         )
         return restoring.confirmed_run(self, "restore", request, options)

@@ -43,6 +43,11 @@ class Command(EngineCommand):
             "--accept-shrink", action="store_true", help="accept a backup much smaller than the last one"
         )
         parser.add_argument(
+            "--accept-bad-pages",
+            action="store_true",
+            help="back up a server with damaged pages too, and mark the backup",
+        )
+        parser.add_argument(
             "--dry-run", action="store_true", help="check everything and say what would be done"
         )
 
@@ -60,6 +65,7 @@ class Command(EngineCommand):
                 upload=not options["no_upload"],
                 prune=not options["no_prune"],
                 accept_shrink=options["accept_shrink"],
+                accept_bad_pages=options["accept_bad_pages"],
                 dry_run=options["dry_run"],
             )
             try:
