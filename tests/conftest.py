@@ -55,11 +55,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the services that its fixtures start."""
+    """Mark each test by the services that its fixtures start, and by whom it must not run beside.
+
+    A file's tests share a process, for what the file starts once. All files that write sudo rules share one:
+    sudo knows a program by its file, so a rule of one test holds for every other. They come first, being long.
+    """
+    ruled = {item.path for item in items if _writes_sudo_rules(item)}
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             for marker in MARKERS.get(fixture, ()):
                 item.add_marker(marker)
+        group = "sudo" if item.path in ruled else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in ruled)
+
+
+def _writes_sudo_rules(item: pytest.Item) -> bool:
+    names = vars(getattr(item, "module", item)).values()
+    return "sudo_rules" in getattr(item, "fixturenames", ()) or any(
+        value is SudoRules or getattr(value, "__module__", "") == "tests.integration.hq_host"
+        for value in names
+    )
 
 
 @pytest.fixture(scope="session")
