@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := $(PYTHON) -I tests/testbed/bootstrap.py
 # Three at a time on two cores: most tests wait for a server or a child.
 PYTEST_ARGS ?=
-PARALLEL ?= --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo testbed test faults bench lint format docs clean

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +25,8 @@ from tests.testbed.toxiproxy import Toxiproxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from xdist.scheduler import LoadScopeScheduling
 
 REQUIRED = os.environ.get("HQ_BACKUPS_TESTS_REQUIRE_SERVICES") == "1"
 MARKERS = {
@@ -54,29 +57,33 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the services that its fixtures start, and by whom it must not run beside.
-
-    A file's tests share a process, for what the file starts once. All files that write sudo rules share one:
-    sudo knows a program by its file, so a rule of one test holds for every other. They come first, being long.
-    """
-    ruled = {item.path for item in items if _writes_sudo_rules(item)}
+    """Mark each test by the services that its fixtures start; those with sudo rules come first, being long."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             for marker in MARKERS.get(fixture, ()):
                 item.add_marker(marker)
-        group = "sudo" if item.path in ruled else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in ruled)
+    items.sort(key=lambda item: not writes_sudo_rules(str(item.path)))
 
 
-def _writes_sudo_rules(item: pytest.Item) -> bool:
-    names = vars(getattr(item, "module", item)).values()
-    return "sudo_rules" in getattr(item, "fixturenames", ()) or any(
-        value is SudoRules or getattr(value, "__module__", "") == "tests.integration.hq_host"
-        for value in names
-    )
+@functools.cache
+def writes_sudo_rules(path: str) -> bool:
+    """Tell whether a file's tests do: sudo knows a program by its file, so a rule of one holds for every other."""
+    text = Path(path).read_text()
+    return any(word in text for word in ("hq_host", "SudoRules", "sudo_rules"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Give a file's tests to one process, for what the file starts once; to one as well all with sudo rules."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0]
+            return "sudo" if writes_sudo_rules(str(config.rootpath / name)) else name
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
