@@ -21,13 +21,15 @@ VICTIMS["tablespaces"] = TablespacesVictim
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the attacks of a module that says so (MODES) on each mode; of dumps only a few (IN_SHORT) are quick."""
+    """Run the attacks of a module that says so (MODES) on each mode, some (ONLY) on a few of them.
+
+    Of all modes but plain, only those of IN_SHORT are quick.
+    """
     modes = getattr(metafunc.module, "MODES", None)
     if modes is None or "mode" not in metafunc.fixturenames:
         return
     name = metafunc.function.__name__
-    if name in getattr(metafunc.module, "OF_TAR", ()):
-        modes = ("plain",)
+    modes = getattr(metafunc.module, "ONLY", {}).get(name, modes)
     quick = ("plain", *(modes if name in getattr(metafunc.module, "IN_SHORT", ()) else ()))
     marked = [pytest.param(m, marks=() if m in quick else pytest.mark.slow) for m in modes]
     metafunc.parametrize("mode", marked, scope="module")

@@ -2,7 +2,8 @@
 
 The plan is JSON: ``kill`` (die by -9 right before the n-th call that changes something), ``log`` (write the
 calls down instead), ``s3`` (an operation, and die ``before`` or ``after`` it), ``patience`` (seconds that S3 is
-tried for), ``clock`` (seconds to add to the clock).
+tried for), ``clock`` (seconds to add to the clock), ``hold`` (plain bytes of a backup after which it stands still,
+the file that it makes then, and the one that lets it go on).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +78,24 @@ def kill_at_request(operation: str, moment: str) -> None:
     BaseClient._make_api_call = call  # type: ignore[attr-defined]
 
 
+def hold_after(size: int, reached: str, go: str) -> None:
+    """Stand still when so many bytes have gone into an artifact; its upload goes on."""
+    from hq_backups.engine.streams import ArtifactWriter
+
+    real, passed = ArtifactWriter.put, 0
+
+    def put(self: ArtifactWriter, buffer: bytearray, length: int) -> None:
+        nonlocal passed
+        real(self, buffer, length)
+        if passed < size <= passed + length:
+            Path(reached).touch()
+            while not Path(go).exists():
+                time.sleep(0.02)
+        passed += length
+
+    ArtifactWriter.put = put  # type: ignore[method-assign]
+
+
 def hand_on(plan: dict[str, Any]) -> None:
     """Let the child that does a restore's data work be as impatient as we are."""
     from hq_backups.engine import as_user
@@ -93,6 +113,8 @@ def arm(plan: dict[str, Any]) -> None:
     """Put the plan's faults in place."""
     if "s3" in plan:
         kill_at_request(*plan["s3"])
+    if "hold" in plan:
+        hold_after(*plan["hold"])
     if "patience" in plan:
         from hq_backups.engine.repository import s3_client
 

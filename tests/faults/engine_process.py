@@ -61,6 +61,29 @@ class Outcome:
         return self
 
 
+class Hold:
+    """A point in a backup, counted in plain bytes, where the engine stands still until it may go on."""
+
+    def __init__(self, tmp: Path, after: int) -> None:
+        self._reached, self._go = tmp / "reached", tmp / "go"
+        self.plan: dict[str, Any] = {"hold": [after, str(self._reached), str(self._go)]}
+
+    @property
+    def reached(self) -> bool:
+        return self._reached.exists()
+
+    def go(self) -> None:
+        """Let it go on."""
+        self._go.touch()
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in (self._reached, self._go):
+            path.unlink(missing_ok=True)
+
+
 class Engine:
     """One running engine; a ``with`` block never leaves it behind."""
 

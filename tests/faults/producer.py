@@ -34,6 +34,28 @@ def stand():
         if os.getppid() == 1:
             sys.exit(9)
 
+def into(place):
+    # Here the real one itself is stopped, and it dies with this one.
+    import ctypes
+
+    die = ctypes.CDLL(None).prctl
+    slowly = ["--max-rate", "32M"] if "pause" in plan else []
+    child = subprocess.Popen([REAL, *sys.argv[1:], *slowly], stdin=subprocess.DEVNULL, preexec_fn=lambda: die(1, 9))
+    while "pause" in plan and child.poll() is None:
+        files = os.scandir(place) if os.path.isdir(place) else ()
+        if sum(file.stat().st_size for file in files) >= plan["pause"]:
+            child.send_signal(signal.SIGSTOP)
+            stand()
+            child.send_signal(signal.SIGCONT)
+            break
+        time.sleep(0.002)
+    child.wait()
+
+place = sys.argv[sys.argv.index("-D") + 1] if "-D" in sys.argv else "-"
+if place != "-":
+    into(place)
+    sys.exit(plan.get("status", 0))
+
 child = subprocess.Popen([REAL, *sys.argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 limit = plan.get("bytes")
 if limit is not None and limit < 0:
@@ -91,7 +113,8 @@ class FakeProducer:
     def plan(self, **plan: Any) -> None:
         """Say how to die: ``bytes`` passed on (negative: all but so many), then status, signal, close, wait.
 
-        ``pause`` stands still after so many bytes, ``reached`` after all of them, until :meth:`go`.
+        ``pause`` stands still after so many bytes, ``reached`` after all of them, until :meth:`go`. One that
+        writes into a directory knows only ``pause``, ``rate`` and ``status``.
         """
         for name in ("reached", "go"):
             (self.directory / name).unlink(missing_ok=True)

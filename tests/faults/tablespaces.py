@@ -35,6 +35,10 @@ class TablespacesVictim(PostgresVictim):
             "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid >= 16384 ORDER BY spcname"
         ).splitlines()
 
+    def beside(self) -> list[str]:
+        """Return what lies beside the data directory, and beside the tablespaces."""
+        return super().beside() + self.outside()
+
     def outside(self) -> list[str]:
         """Return what lies beside the tablespaces that the server began with."""
         return sorted(path.name for path in self.disks.iterdir())

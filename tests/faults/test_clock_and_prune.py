@@ -11,6 +11,7 @@ from tests.faults.test_kills import aged
 from tests.faults.victim import PostgresVictim, Victim
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+MODES = ("plain", "dump", "tablespaces")
 DAY = 86400
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,21 +20,34 @@ import pytest
 
 from tests.factories import manifest as make_manifest
 from tests.faults.test_kills import SEED, SWEEP
-from tests.faults.victim import ENV, HOST, PostgresVictim, Victim
+from tests.faults.victim import ENV, HOST, VICTIMS, PostgresVictim, Victim
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import give, short_directory
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-NAME = "postgres_prod_manual_2026_11_20_101112.tar"
+MODES = ("plain", "dump", "tablespaces")
+ONLY = {
+    "test_a_hostile_archive_is_refused": ("plain",),
+    "test_a_bomb_ends_where_its_manifest_says": ("plain", "dump"),
+    "test_a_hostile_manifest_is_refused": ("plain", "dump"),
+    "test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed": ("dump",),
+    "test_a_manifest_that_is_deep_but_legal_does_no_harm": ("plain",),
+    "test_a_newer_schema_is_listed_and_its_restore_says_what_to_do": ("plain", "dump"),
+    "test_a_pending_manifest_moves_nothing_into_the_directory": ("plain", "dump"),
+}
+STEM = "postgres_prod_manual_2026_11_20_101112"
+NAMES = {"plain": f"{STEM}.tar", "dump": f"{STEM}.sql"}
+PACKED = {"plain": f"{STEM}.tar.gz", "dump": f"{STEM}.gz"}
+NAME = NAMES["plain"]
 
 
 @pytest.fixture(scope="module")
-def shown(server: PostgresServer) -> Iterator[PostgresVictim]:
+def shown(server: PostgresServer, mode: str) -> Iterator[PostgresVictim]:
     """Return a victim with one good backup, to which each test adds something bad and takes it away."""
     with short_directory(server_user()) as home:
-        victim = PostgresVictim(home, server)
+        victim = VICTIMS[mode](home, server)
         victim.run(victim.backup()).expect(0)
         yield victim
 
@@ -49,10 +63,13 @@ def clean(shown: PostgresVictim) -> Iterator[PostgresVictim]:
     assert set(os.listdir(shown.home)) == around
 
 
-def described(content: bytes, plain: bytes | None = None, **changes: Any) -> dict[str, Any]:
+def described(
+    content: bytes, plain: bytes | None = None, mode: str = "plain", **changes: Any
+) -> dict[str, Any]:
     """Return the manifest that fits an artifact, as plain data."""
     plain = content if plain is None else plain
     facts: dict[str, Any] = {
+        "mode": mode,
         "env": ENV,
         "host": HOST,
         "run": "20261120T101112Z-pg0-postgres",
@@ -62,7 +79,9 @@ def described(content: bytes, plain: bytes | None = None, **changes: Any) -> dic
         "crc32": f"{zlib.crc32(content):08x}",
         **changes,
     }
-    return json.loads(make_manifest(NAME, content, **facts).to_json())
+    if mode == "dump":
+        facts.setdefault("source", SOURCE)
+    return json.loads(make_manifest(NAMES[mode], content, **facts).to_json())
 
 
 def put(victim: Victim, content: bytes, manifest: bytes | dict[str, Any], name: str = NAME) -> str:
@@ -162,11 +181,11 @@ def test_a_hostile_archive_is_refused(clean: PostgresVictim, tmp_path: Path, kin
     assert os.listdir(tmp_path) == []
 
 
-def test_a_bomb_ends_where_its_manifest_says(clean: PostgresVictim) -> None:
-    plain = tar(FINE, (member("big"), b"\0" * (64 << 20)))
-    content = gzip.compress(plain)
-    manifest = {**described(content, plain[: 1 << 20], codec="gzip"), "name": NAME + ".gz"}
-    assert "unpacks to more than" in assert_refused(clean, put(clean, content, manifest, NAME + ".gz"))
+def test_a_bomb_ends_where_its_manifest_says(clean: PostgresVictim, mode: str) -> None:
+    plain = tar(FINE, (member("big"), b"\0" * (64 << 20))) if mode == "plain" else DUMP + b"\n" * (64 << 20)
+    content, name = gzip.compress(plain), PACKED[mode]
+    manifest = {**described(content, plain[: 1 << 20], mode, codec="gzip"), "name": name}
+    assert "unpacks to more than" in assert_refused(clean, put(clean, content, manifest, name))
 
 
 # Manifests
@@ -177,6 +196,19 @@ def nested(depth: int) -> bytes:
 
 
 CONTENT = tar(FINE)
+DUMP = (
+    b"--\n-- PostgreSQL database cluster dump\n--\n\n\\connect template1\n\n\\connect postgres\n\n"
+    b"CREATE TABLE public.n (id integer);\nCOPY public.n (id) FROM stdin;\n1\n2\n\\.\n\n"
+    b"--\n-- PostgreSQL database cluster dump complete\n--\n\n"
+)
+CONTENTS = {"plain": CONTENT, "dump": DUMP}
+BASE = {"name": "template0", "encoding": "UTF8", "collate": "C.UTF-8", "ctype": "C.UTF-8"}
+SOURCE: dict[str, Any] = {
+    "version_num": 150018,
+    "cluster": {"bootstrap": "postgres", "databases": [BASE]},
+    "rows": {"template1": {}, "postgres": {"public.n": 2}},
+    "roles": ["postgres"],
+}
 MANIFESTS: dict[str, Any] = {
     "source-deep": {"source": {"a": json.loads(nested(400))}},
     "name-with-slashes": {"name": "../../etc/passwd"},
@@ -219,23 +251,91 @@ MANIFESTS: dict[str, Any] = {
 }
 
 
-def changed(change: Any) -> bytes | dict[str, Any]:
-    return change if isinstance(change, bytes) else {**described(CONTENT), **change}
+def changed(change: Any, mode: str = "plain") -> bytes | dict[str, Any]:
+    if isinstance(change, bytes):
+        return change
+    if isinstance(name := change.get("name"), str):
+        change = {"name": name.replace(NAME, NAMES[mode]).replace(".tar", Path(NAMES[mode]).suffix)}
+    return {**described(CONTENTS[mode], mode=mode), **change}
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_hostile_manifest_is_refused(clean: PostgresVictim, kind: str) -> None:
-    put(clean, CONTENT, changed(MANIFESTS[kind]))
+def test_a_hostile_manifest_is_refused(clean: PostgresVictim, kind: str, mode: str) -> None:
+    name = NAMES[mode]
+    put(clean, CONTENTS[mode], changed(MANIFESTS[kind], mode), name)
     good = [e["name"] for e in clean.good()]
-    here = [e for e in clean.entries() if e["locations"][0]["path"].endswith(f"/{NAME}")]
+    here = [e for e in clean.entries() if e["locations"][0]["path"].endswith(f"/{name}")]
     if kind != "store-other":  # which is not listed among this store's
-        clean.here(clean.verify(NAME)).expect(3)
-        clean.here(clean.restore(NAME, target_dir=clean.home / "beside")).expect(3)
+        clean.here(clean.verify(name)).expect(3)
+        clean.here(clean.restore(name, target_dir=clean.home / "beside")).expect(3)
         assert not (clean.home / "beside").exists()
     assert len(here) == (kind != "store-other")
     assert [e["name"] for e in clean.good()] == good
     # `latest` is another, and a prune keeps what it knows nothing of.
     clean.here(clean.verify()).expect(0)
+
+
+def cluster(**changes: Any) -> dict[str, Any]:
+    return {"cluster": {**SOURCE["cluster"], **changes}}
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    return cluster(databases=[BASE, {**BASE, "name": "postgres", **changes}])
+
+
+CLUSTERS: dict[str, dict[str, Any]] = {
+    "no-cluster": {"cluster": None},
+    "cluster-a-list": {"cluster": []},
+    "bootstrap-a-list": cluster(bootstrap=[]),
+    "bootstrap-empty": cluster(bootstrap=""),
+    "bootstrap-reserved": cluster(bootstrap="pg_read_all_data"),
+    "bootstrap-with-a-zero": cluster(bootstrap="a\0b"),
+    "segment-odd": cluster(segment=17),
+    "segment-huge": cluster(segment=1 << 40),
+    "encoding-with-sql": base(encoding="UTF8'; DROP"),
+    "collate-a-flag": base(collate="x --auth=trust"),
+    "provider-unknown": base(provider="x"),
+    "owner-with-sql": base(owner='postgres"; CREATE ROLE evil SUPERUSER; --'),
+    "comment-with-a-zero": base(comment="\0"),
+    "connections-with-sql": base(connections="1; DROP"),
+    "privilege-with-sql": base(
+        granted=True,
+        grants=[{"grantor": "postgres", "grantee": None, "privilege": "ALL; DROP", "grantable": False}],
+    ),
+    "grantor-unknown": base(
+        granted=True,
+        grants=[{"grantor": "evil", "grantee": None, "privilege": "CONNECT", "grantable": False}],
+    ),
+    "setting-with-sql": base(settings=[{"role": None, "values": ["a; DROP DATABASE postgres; --=1"]}]),
+    "file-that-runs": cluster(files=[{"name": "archive_command", "value": "touch x", "automatic": True}]),
+    "file-of-a-standby": cluster(files=[{"name": "primary_conninfo", "value": "x", "automatic": True}]),
+    "file-with-a-line-more": cluster(files=[{"name": "port", "value": "1\nfsync = off", "automatic": True}]),
+    "version-text": {"version_num": "150018"},
+    "rows-missing": {"rows": None},
+    "rows-a-list": {"rows": []},
+    "rows-a-number": {"rows": {"template1": {}, "postgres": 7}},
+    "rows-other": {"rows": {"template1": {}, "postgres": {"public.n": 3}}},
+    "roles-a-number": {"roles": 7},
+    "roles-of-lists": {"roles": [["a"]]},
+    "roles-null": {"roles": None},
+    "tablespaces-odd": {"tablespaces": [{"oid": "../x", "name": "n", "location": "/x"}]},
+    "tablespace-nowhere": {"tablespaces": [{"oid": 99999, "name": "n", "location": 7}]},
+}
+
+
+@pytest.mark.parametrize("kind", ["good", *CLUSTERS])
+def test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed(clean: PostgresVictim, kind: str) -> None:
+    source = {**SOURCE, **CLUSTERS.get(kind, {})}
+    name = put(clean, DUMP, described(DUMP, mode="dump", source=source), NAMES["dump"])
+    beside = clean.home / "beside"
+    if kind == "good":  # so that no refusal is of something else
+        clean.here(clean.verify(name)).expect(0)
+        clean.run(clean.restore(name, target_dir=beside)).expect(0)
+        shutil.rmtree(beside)
+        return
+    clean.run(clean.restore(name, target_dir=beside)).expect(3)
+    assert not beside.exists()
+    clean.settled()
 
 
 def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: PostgresVictim) -> None:
@@ -244,11 +344,11 @@ def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: PostgresVictim) -
     assert "is not in it" in assert_refused(clean, put(clean, CONTENT, manifest))
 
 
-def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: PostgresVictim) -> None:
-    put(clean, CONTENT, changed({"schema": 2}))
-    (entry,) = [e for e in clean.entries() if e["name"] == NAME]
+def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: PostgresVictim, mode: str) -> None:
+    name = put(clean, CONTENTS[mode], changed({"schema": 2}, mode), NAMES[mode])
+    (entry,) = [e for e in clean.entries() if e["name"] == name]
     assert "newer hq_backups" in entry["problem"]
-    said = clean.here(clean.restore(NAME, target_dir=clean.home / "beside")).expect(3).errors
+    said = clean.here(clean.restore(name, target_dir=clean.home / "beside")).expect(3).errors
     assert "newer" in said
     assert "Update hq_backups" in said
 
@@ -349,13 +449,13 @@ def test_a_damaged_archive_is_not_restored_over_good_data(own_victim: Callable[.
     victim = own_victim()
     victim.run(victim.backup()).expect(0)
     victim.change_data()
-    data, around = victim.fingerprint(), set(os.listdir(victim.server.workdir))
+    data, around = victim.fingerprint(), victim.beside()
     (entry,) = victim.good()
     for spot in flips(victim.backups / entry["name"], 1):
         outcome = victim.run(victim.restore()).expect(3)
         assert "is damaged" in outcome.errors, spot
         assert victim.is_serving()
         assert victim.fingerprint() == data
-        assert {n for n in os.listdir(victim.server.workdir) if not n.endswith(".lock")} == around
+        assert victim.beside() == around
     victim.run(victim.restore()).expect(0)
     assert victim.fingerprint() != data

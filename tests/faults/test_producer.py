@@ -20,7 +20,7 @@ from tests.testbed.s3 import S3Service
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
 MODES = ("plain", "dump")
 IN_SHORT = ("test_one_killed_after_its_last_byte_leaves_nothing",)
-OF_TAR = ("test_one_that_stops_inside_a_member_s_header_leaves_nothing",)
+ONLY = {"test_one_that_stops_inside_a_member_s_header_leaves_nothing": ("plain",)}
 MIB = 1 << 20
 CUT = "its output is not whole"
 slow = pytest.mark.slow

@@ -15,6 +15,7 @@ from tests.faults.victim import PostgresVictim
 from tests.testbed.process import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+MODES = ("plain", "dump", "tablespaces")
 
 
 @contextmanager
@@ -54,12 +55,12 @@ def test_a_second_run_is_told_who_holds_the_store(victim: PostgresVictim) -> Non
     victim.assert_clean()
 
 
-def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: PostgresVictim) -> None:
+def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: PostgresVictim, mode: str) -> None:
     with halted(victim) as first:
         first.kill()
         first.process.wait()
-        # Its producer stands still with the pipes open.
-        assert victim.leftovers()
+        # Its producer stands still with the pipes open; one that writes into files is tied to the engine.
+        assert victim.leftovers() or mode == "tablespaces"
         victim.options.clear()
         victim.run(victim.backup()).expect(0)
     victim.assert_clean()

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,10 @@ class PostgresVictim(Victim):
     """What the server's sender is known by in pg_stat_activity."""
     megabytes = 4
     """Of data that make an artifact of three parts."""
+    programs = frozenset({"psql", "pg_basebackup", "pg_verifybackup"})
+    """What backup, verify and restore run."""
+    link = 8_000
+    """Kilobytes a second at which an artifact of two such megabytes comes in about five seconds."""
 
     def __init__(self, home: Path, server: PostgresServer, **settings: Any) -> None:
         super().__init__(home, server.os_user, **settings)
@@ -239,6 +243,15 @@ class PostgresVictim(Victim):
 
     def is_serving(self) -> bool:
         return self.server.running and self.server.psql("SELECT 1") == "1"
+
+    def beside(self) -> list[str]:
+        """Return what lies beside the data directory, but for locks, which stay."""
+        return sorted(n for n in os.listdir(self.server.workdir) if not n.endswith(".lock"))
+
+    def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether a restore that has ``said`` so much has begun to fill its new directories."""
+        staged = self.server.workdir.glob
+        return any(staged(".data.*staging*/base")) or any(staged(".data.*staging*/global"))
 
     def store_config(self) -> StoreConfig:
         options = {
@@ -282,6 +295,12 @@ class DumpVictim(PostgresVictim):
     producer = "pg_dumpall"
     copying = "query LIKE 'COPY %victim%' AND state = 'active'"
     megabytes = 16
+    programs = frozenset({"psql", "pg_dumpall", "pg_dump", "initdb", "pg_ctl"})
+    link = 800
+
+    def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether a restore, which makes a cluster first, has begun to load."""
+        return any(e["kind"] == "step" and e["name"] == "load" for e in said)
 
 
 VICTIMS: dict[str, type[PostgresVictim]] = {each.mode: each for each in (PostgresVictim, DumpVictim)}

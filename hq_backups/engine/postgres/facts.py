@@ -22,8 +22,8 @@ SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'timeline', (SELECT timeline_id FROM pg_control_checkpoint()),
   'in_recovery', pg_is_in_recovery(),
-  'data_directory', current_setting('data_directory', true),
-  'config_file', current_setting('config_file', true),
+  'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+  'config_file', (SELECT setting FROM pg_settings WHERE name = 'config_file'),
   'data_checksums', current_setting('data_checksums') = 'on',
   'wal_segment_size', current_setting('wal_segment_size'),
   'archive_mode', current_setting('archive_mode'),
@@ -38,7 +38,9 @@ SELECT json_build_object(
         'size', CASE WHEN has_tablespace_privilege(oid, 'CREATE') OR pg_has_role('pg_read_all_stats', 'USAGE')
           THEN pg_tablespace_size(oid) END) ORDER BY spcname), '[]')
       FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')),
-  'databases', (SELECT json_agg(json_build_object('name', datname, 'size', pg_database_size(oid),
+  'databases', (SELECT json_agg(json_build_object('name', datname,
+        'size', CASE WHEN has_database_privilege(oid, 'CONNECT') OR pg_has_role('pg_read_all_stats', 'USAGE')
+          THEN pg_database_size(oid) END,
         'encoding', pg_encoding_to_char(encoding), 'collate', datcollate, 'ctype', datctype,
         'connectable', datallowconn) ORDER BY datname)
       FROM pg_database),
@@ -95,7 +97,7 @@ class Facts:
     @property
     def size(self) -> int:
         """Return the bytes of all databases."""
-        return sum(int(d["size"]) for d in self.identity["databases"])
+        return sum(int(d["size"] or 0) for d in self.identity["databases"])
 
     def to_source(self) -> dict[str, Any]:
         """Return what the manifest records."""

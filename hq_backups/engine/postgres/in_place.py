@@ -8,11 +8,11 @@ from pathlib import Path
 
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.events import Events
-from hq_backups.engine.postgres import replay
+from hq_backups.engine.postgres import replay, rights
 from hq_backups.engine.postgres.psql import Server, query_json, query_lines
 
 _SHOWN = 20
-_THEIRS = frozenset({"rdsadmin", "azure_maintenance", "azure_sys", "cloudsqladmin"})
+THEIRS = frozenset({"rdsadmin", "azure_maintenance", "azure_sys", "cloudsqladmin"})
 """Databases that hosting services keep for themselves."""
 _BASE = ("postgres", "template1")
 
@@ -21,7 +21,8 @@ SELECT json_build_object(
   'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM pg_database
       WHERE datname NOT IN ('postgres', 'template0', 'template1')),
   'roles', (SELECT coalesce(json_agg(rolname ORDER BY rolname), '[]') FROM pg_roles
-      WHERE rolname !~ '^(pg_|rds|azure|cloudsql)' AND oid <> 10 AND rolname <> current_user));
+      WHERE rolname !~ '^(pg_|rds|azure|cloudsql)' AND oid <> 10 AND rolname <> current_user
+        AND (NOT rolsuper OR current_setting('is_superuser') = 'on')));
 """
 _OBJECTS = """
 SELECT coalesce(json_agg(c.oid::regclass::text), '[]') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -57,11 +58,13 @@ def contents(psql: Path, server: Server) -> Held:
     """Ask a server what it holds."""
     listed = query_json(psql, server, "postgres", _LISTED)
     filled = [name for name in _BASE if query_json(psql, server, name, _OBJECTS)]
-    return Held([n for n in listed["databases"] if n not in _THEIRS], listed["roles"], filled)
+    return Held([n for n in listed["databases"] if n not in THEIRS], listed["roles"], filled)
 
 
 def empty(psql: Path, server: Server, held: Held, cluster: replay.Cluster, events: Events) -> None:
     """Drop databases, then roles; a role that something else still needs stays, and is told."""
+    # Whoever is no superuser drops what is his own, or of a role that he is a member of.
+    query_lines(psql, server, "postgres", rights.borrow_sql(server.major))
     for name in held.databases:
         quoted = replay.identifier(name)
         query_lines(psql, server, "postgres", f"ALTER DATABASE {quoted} IS_TEMPLATE false;")
@@ -76,3 +79,17 @@ def empty(psql: Path, server: Server, held: Held, cluster: replay.Cluster, event
             events.warning(
                 "role-kept", f"role {role!r} could not be dropped, it is changed instead: {error.message}"
             )
+
+
+def put_back(psql: Path, server: Server, cluster: replay.Cluster, name: str, events: Events) -> None:
+    """Put back what is set on ``postgres`` and ``template1`` as far as our user may; what it may not is told."""
+    now = replay.cluster_of({"cluster": replay.record(psql, server)}, name)
+    done = set(replay.replay_steps(now))
+    for step in replay.replay_steps(cluster):
+        if step in done:
+            continue
+        try:
+            query_lines(psql, server, "postgres", f"BEGIN;\n{step};\nCOMMIT;\n")
+        except HQBackupsError as error:
+            said = " ".join(step.split())
+            events.warning("left-out", f"user {server.user} may not run: {said} ({error.message})")

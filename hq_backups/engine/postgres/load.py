@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import IO
 
 from hq_backups.engine.child import DRAIN_SECONDS, Child
-from hq_backups.engine.errors import CorruptBackup, DiskFull, HQBackupsError, PreflightFailed, ProducerFailed
+from hq_backups.engine.errors import (
+    CorruptBackup,
+    DiskFull,
+    HQBackupsError,
+    PreflightFailed,
+    ProducerFailed,
+    ServiceError,
+)
 from hq_backups.engine.postgres import dump
 from hq_backups.engine.postgres.dump import HEAD_LIMIT, Scanner, unquoted
 from hq_backups.engine.postgres.psql import Server
 from hq_backups.engine.postgres.replay import literal
+from hq_backups.engine.postgres.rights import Narrower, borrow_sql
 from hq_backups.engine.streams import PlainReader
 
 EXIT_SECONDS = 3600.0
@@ -32,6 +40,12 @@ _TABLESPACE = re.compile(rb"(CREATE TABLESPACE " + _NAME + rb" .*?LOCATION )'(?:
 _TAG = re.compile(rb"^COPY (\d+)$", re.MULTILINE)
 _ERROR = re.compile(r"psql:<stdin>:(\d+): (?:ERROR|FATAL|error):\s+(.*)")
 
+_REFUSED = re.compile(
+    r"permission denied|must be (?:owner|member|superuser|able to SET ROLE)|must have (?:privileges|\S+ option)"
+    r"|[Oo]nly (?:roles|superusers?) |unsafe use of|\S+ option cannot be granted"
+)
+"""The server's words for a user who may not do something."""
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -43,12 +57,19 @@ class Changes:
     """Roles whose attributes and passwords stay as they are, such as the one that loads."""
     tablespaces: Mapping[str, Path | None] = field(default_factory=dict)
     """A new place for each tablespace by name; None for one that is there already."""
+    narrower: Narrower | None = None
+    """Leaves out what the user who loads may not say, when that is no superuser."""
 
     def apply(self, head: bytes) -> bytes:
         """Return the head to load: as many lines as before, so that errors name the dump's own."""
-        return b"".join(
+        changed = b"".join(
             self._changed(piece) if is_statement else piece for piece, is_statement in dump.statements(head)
         )
+        if self.narrower is None:
+            return changed
+        # The line before the first database is an empty one: errors after it name the dump's own lines, too.
+        line = borrow_sql(self.narrower.rights.major).encode() + b"\n"
+        return changed[:-1] + line if changed.endswith(b"\n\n") else changed + line
 
     def _changed(self, piece: bytes) -> bytes:
         said = piece.strip()
@@ -66,7 +87,7 @@ class Changes:
                 return nothing
             lead = piece[: len(piece) - len(piece.lstrip())]
             return lead + found[1] + literal(str(place)).strip().encode() + found[3]
-        return piece
+        return piece if self.narrower is None else self.narrower.changed(piece)
 
 
 _REMADE = ((b"DATABASE", b"template1"), (b"DATABASE", b"postgres"))
@@ -143,7 +164,7 @@ def load(plain: PlainReader, psql: Path, server: Server, changes: Changes, place
                 raise CorruptBackup("no database is in it", name=plain.name)
             tags = loader.finish()
     except ProducerFailed as error:
-        raise _explained(error, plain.name, place) from error
+        raise _explained(error, plain.name, place, server) from error
     _compare(tags, scanner, plain.name)
     return scanner
 
@@ -165,7 +186,7 @@ def _compare(tags: list[int], scanner: Scanner, name: str) -> None:
     raise CorruptBackup(f"it has {len(fed)} tables with rows, the server took {len(tags)}", name=name)
 
 
-def _explained(error: ProducerFailed, name: str, place: Path | str) -> HQBackupsError:
+def _explained(error: ProducerFailed, name: str, place: Path | str, server: Server) -> HQBackupsError:
     """Say why a load failed in the server's words, with the line of the dump."""
     said = str(error.facts["stderr"])
     if "No space left on device" in said:
@@ -180,5 +201,12 @@ def _explained(error: ProducerFailed, name: str, place: Path | str) -> HQBackups
         return PreflightFailed(
             f"the dump needs what this host's PostgreSQL does not have: {words} (line {line})",
             hint="Install that extension's package for this version, then repeat the command.",
+        )
+    if _REFUSED.match(words):
+        return ServiceError(
+            f"user {server.user} may not run all of {name} on the server at {server.where}: line {line}: {words}",
+            hint=f"See the statement: gunzip -c {name} | sed -n {line}p. Load as a superuser, as the user who owned "
+            "it where it was dumped, or change it there and dump again. The server holds a part of the dump now: "
+            "add --recreate.",
         )
     return CorruptBackup(f"it could not be loaded: line {line}: {words}", name=name)

@@ -170,7 +170,7 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         r"password authentication failed|no password supplied|Peer authentication failed|Ident authentication failed"
-        r"|role \".*\" does not exist",
+        r"|FATAL:\s+role \".*\" does not exist",
         "the server at {where} does not let user {user} in: {detail}",
         "{login}, and check its pg_hba.conf.",
     ),

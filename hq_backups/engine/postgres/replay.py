@@ -159,6 +159,7 @@ def cluster_of(source: Mapping[str, Any], name: str) -> Cluster:
     try:
         cluster = from_plain(Cluster, source["cluster"])
         _check(cluster)
+        _check_roles(source.get("roles", []))
     except (KeyError, UsageError, ValueError) as error:
         raise BadManifest(f"what it says of the cluster makes no sense ({error})", name=name) from error
     return cluster
@@ -188,6 +189,11 @@ def _check(cluster: Cluster) -> None:
         raise ValueError("its bootstrap role has no possible name")
     if cluster.segment not in [1 << n for n in range(20, 31)]:
         raise ValueError("its WAL segment size is impossible")
+
+
+def _check_roles(roles: object) -> None:
+    if not isinstance(roles, (list, tuple)) or not all(isinstance(each, str) for each in roles):
+        raise ValueError("its roles are no list of names")
 
 
 def identifier(name: str) -> str:
@@ -225,8 +231,13 @@ def remade(database: Database) -> str:
 
 def replay_sql(cluster: Cluster) -> str:
     """Return SQL that puts back what is set on the databases that initdb makes."""
+    return "".join(f"{line};\n" for line in replay_steps(cluster))
+
+
+def replay_steps(cluster: Cluster) -> list[str]:
+    """Return the same in steps, each of which holds or fails by itself; two that are equal do the same."""
     known = [each for each in cluster.databases if each.name in ("postgres", "template1")]
-    return "".join(f"{line};\n" for each in known for line in _on_database(each, cluster.bootstrap))
+    return [step for each in known for step in _on_database(each, cluster.bootstrap)]
 
 
 def _on_database(database: Database, bootstrap: str) -> Iterator[str]:
@@ -237,11 +248,11 @@ def _on_database(database: Database, bootstrap: str) -> Iterator[str]:
     comment = "NULL" if database.comment is None else literal(database.comment)
     yield f"COMMENT ON DATABASE {name} IS {comment}"
     if database.granted:
-        yield f"REVOKE ALL ON DATABASE {name} FROM PUBLIC"
-        yield f"REVOKE ALL ON DATABASE {name} FROM {identifier(owner)}"
+        lines = [f"REVOKE ALL ON DATABASE {name} FROM {whom}" for whom in ("PUBLIC", identifier(owner))]
         # The owner's first: others pass on what they were given.
         for grant in sorted(database.grants, key=lambda g: g.grantor != owner):
-            yield from _granting(grant, name, owner)
+            lines += _granting(grant, name, owner)
+        yield ";\n".join(lines)
     for each in database.settings:
         where = f"ALTER DATABASE {name} SET "
         if each.role is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ from hq_backups.engine.errors import (
 )
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.postgres import facts, fresh, in_place, old_dump, replay, scratch, tablespaces
+from hq_backups.engine.postgres import (
+    facts,
+    fresh,
+    in_place,
+    old_dump,
+    replay,
+    rights,
+    scratch,
+    tablespaces,
+)
 from hq_backups.engine.postgres.dump import HEAD_LIMIT, Scanner, table_name
 from hq_backups.engine.postgres.dump_stream import PROGRAM, DumpStream
 from hq_backups.engine.postgres.load import Changes, load
@@ -46,23 +55,26 @@ class PostgresDump(PostgresStore):
     def prepare(self, events: Events) -> Prepared:
         """Ask the server who it is, find the tools for its version, record what a dump does not carry."""
         server, psql = self.source(), self.tools.newest("psql")
-        found = facts.gather(psql.path, server)
+        found = _without_theirs(facts.gather(psql.path, server), events)
         server = server.of(found.major)
+        _require_names(found.contents)
         for name, reason in found.unread.items():
             raise PreflightFailed(
                 f"database {name!r} could not be looked into, so it could not be dumped: {reason}",
-                hint="Let the backup's user in (pg_hba.conf, GRANT CONNECT), then repeat the command.",
+                hint=f"Let user {server.user} in (GRANT CONNECT ON DATABASE, pg_hba.conf), then repeat the command.",
             )
-        left_out = [d["name"] for d in found.identity["databases"] if not d["connectable"]]
+        left_out = [
+            d["name"]
+            for d in found.identity["databases"]
+            if not d["connectable"] and d["name"] not in in_place.THEIRS
+        ]
         for name in left_out:
             if name != "template0":
                 events.warning(
                     "database-left-out", f"database {name!r} takes no connections: it is not dumped"
                 )
         if not found.identity["is_superuser"]:
-            events.warning(
-                "no-passwords", f"user {server.user} is no superuser: passwords of roles are not in the dump"
-            )
+            _warn_of_rights(found, server, events)
         dumpall = self.tools.client(PROGRAM, found.major)
         tools = {
             PROGRAM: f"{dumpall.path} ({dumpall.major})",
@@ -103,6 +115,8 @@ class PostgresDump(PostgresStore):
         argv = [str(dumpall.path), "-w", "-d", server.conninfo("postgres")]
         if not prepared.source["is_superuser"]:
             argv.append("--no-role-passwords")
+        named = {d["name"] for d in prepared.source["databases"]}
+        argv += [f"--exclude-database={name}" for name in sorted(in_place.THEIRS & named)]
         with server.environment() as env:
             # Each database in its own encoding: one in SQL_ASCII may hold what is no UTF-8.
             env.pop("PGCLIENTENCODING", None)
@@ -150,7 +164,7 @@ class PostgresDump(PostgresStore):
     def unpacked_size(self, manifest: Manifest) -> int:
         """Return the size of the databases: a loaded cluster is larger than its text, indexes are."""
         try:
-            recorded = sum(int(d["size"]) for d in manifest.source.get("databases", ()))
+            recorded = sum(int(d["size"] or 0) for d in manifest.source.get("databases", ()))
         except (KeyError, TypeError, ValueError):
             recorded = 0
         size = recorded or 2 * manifest.plain_size
@@ -172,7 +186,7 @@ class PostgresDump(PostgresStore):
             settings=fresh.LOADING,
             keep=True,
         ) as server:
-            self._remake(psql, server, cluster)
+            self._remake(psql, server, cluster, manifest.name)
             events.step("load", f"loading {manifest.name}")
             scanner = load(plain, psql, server, changes, spot.tree)
             if not manifest.surveyed:
@@ -182,13 +196,13 @@ class PostgresDump(PostgresStore):
         self._configure(spot, manifest, cluster, events)
 
     @staticmethod
-    def _remake(psql: Path, server: Server, cluster: replay.Cluster) -> None:
+    def _remake(psql: Path, server: Server, cluster: replay.Cluster, artifact: str) -> None:
         """Make ``postgres`` and ``template1`` anew where they had another encoding or locale than the rest."""
         base = cluster.database("template0").language
         for name, other in (("postgres", "template1"), ("template1", "postgres")):
             database = cluster.database(name)
             if database.language != base:
-                query_lines(psql, server, other, replay.remade(database))
+                _run(psql, server, other, replay.remade(database), artifact)
 
     def _configure(
         self, spot: Destination, manifest: Manifest, cluster: replay.Cluster, events: Events
@@ -280,6 +294,10 @@ class PostgresDump(PostgresStore):
                 f"the backup is of PostgreSQL {major}, the server at {server.where} is {who['version']}",
                 hint="Restore into a server of that version.",
             )
+        may = rights.of_user(psql, server.of(major))
+        may.require(server)
+        if not may.superuser:
+            _require_tablespaces(manifest, who, server)
         held = in_place.contents(psql, server)
         if held.anything and not recreate:
             raise PreflightFailed(
@@ -294,6 +312,11 @@ class PostgresDump(PostgresStore):
         }
         if held.anything:
             told["deleted_first"] = held.listed()
+        if not may.superuser:
+            told["rights"] = (
+                f"user {may.user} is no superuser: attributes and memberships of roles that it may not give are left "
+                "out, each with a warning; anything else that it may not do ends the restore"
+            )
         return told
 
     def load_in_place(
@@ -308,12 +331,66 @@ class PostgresDump(PostgresStore):
                 raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
             events.step("recreate", f"deleting {held.listed()}")
             in_place.empty(psql, server, held, cluster, events)
-        who = facts.identity(psql, server)
+        who, may = facts.identity(psql, server), rights.of_user(psql, server)
+        narrower = None if may.superuser else rights.Narrower(may)
         there = {str(t["name"]): None for t in who["tablespaces"]}
-        changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there)
+        changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there, narrower)
         scanner = load(plain, psql, server, changes, server.where)
-        _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
+        if narrower is None:
+            _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
+        else:
+            narrower.warn(events)
+            in_place.put_back(psql, server, cluster, manifest.name, events)
         self._compare_names(facts.gather(psql, server), scanner, manifest, events)
+        if narrower is not None:
+            rights.give_back(psql, server, narrower, events)
+
+
+def _without_theirs(found: facts.Facts, events: Events) -> facts.Facts:
+    """Leave out the databases that a hosting service keeps for itself."""
+    theirs = sorted(in_place.THEIRS & {d["name"] for d in found.identity["databases"]})
+    for name in theirs:
+        events.warning(
+            "database-left-out", f"database {name!r} is the hosting service's own: it is not dumped"
+        )
+    contents = {name: held for name, held in found.contents.items() if name not in theirs}
+    unread = {name: reason for name, reason in found.unread.items() if name not in theirs}
+    return facts.Facts(found.identity, contents, unread)
+
+
+def _require_names(names: Iterable[str]) -> None:
+    """Refuse databases that pg_dumpall cannot name to pg_dump; raises PreflightFailed."""
+    for name in names:
+        if "\n" in name or "\r" in name:
+            raise PreflightFailed(
+                f"pg_dumpall cannot dump database {name!r}: its name has more than one line",
+                hint="Rename it (ALTER DATABASE … RENAME TO …), or use backup_postgres: plain.",
+            )
+
+
+def _warn_of_rights(found: facts.Facts, server: Server, events: Events) -> None:
+    """Tell what pg_dumpall leaves out without a word when its user is no superuser."""
+    events.warning(
+        "no-passwords", f"user {server.user} is no superuser: passwords of roles are not in the dump"
+    )
+    for each in found.identity["subscriptions"]:
+        events.warning(
+            "subscription-left-out",
+            f"user {server.user} is no superuser: subscription {each['name']!r} of database {each['database']!r} is "
+            "not in the dump",
+        )
+
+
+def _require_tablespaces(manifest: Manifest, who: Mapping[str, Any], server: Server) -> None:
+    """Only superusers make tablespaces; raises PreflightFailed."""
+    there = {t["name"] for t in who["tablespaces"]}
+    missing = [t.name for t in tablespaces.recorded(manifest.source, manifest.name) if t.name not in there]
+    if missing:
+        raise PreflightFailed(
+            f"the dump has tablespaces that the server at {server.where} lacks, and user {server.user} may not make "
+            f"them: {', '.join(map(repr, missing[:SHOWN]))}",
+            hint="Make them there, or load as a superuser.",
+        )
 
 
 def _places(manifest: Manifest, spot: Destination) -> dict[str, Path | None]:
