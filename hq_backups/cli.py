@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hq_backups.engine.config import STORES, Config, Job, to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, NotBuiltYet
 from hq_backups.engine.events import Event, Sink, utc_now
 from hq_backups.engine.names import PREFIX, run_id
+from hq_backups.engine.requests import Selection
 from hq_backups.settings_table import BUILT_MODES
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,12 @@ def days(text: str) -> int:
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+
+
+def selected(store: str, options: Mapping[str, Any]) -> Selection:
+    """Return which artifact the options of a command mean."""
+    chosen = {name: options[name] for name in ("source", "host", "version_id")}
+    return Selection(store, options["name"], **chosen)
 
 
 def store_of_name(name: str) -> str | None:

@@ -65,9 +65,9 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
                 if request.upload
                 else None
             )
-            prepared = store.prepare(events)
+            last = forecast.newest_good(store)
+            prepared = store.prepare(last, events)
             bucket = opening.result() if opening is not None else None
-        last = forecast.newest_good(store)
         forecast.require_space(repository, last, prepared, events)
         if not request.accept_shrink:
             forecast.refuse_shrink(last, prepared)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hq_backups.engine import names
+from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.errors import ConfigurationError, ForeignObject, HQBackupsError, RepositoryError
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.manifest import Manifest
@@ -28,12 +29,16 @@ RUN_METADATA = "hq-backups-run"
 
 def open_bucket(store: Store) -> S3Repository:
     """Return the bucket of a store; raises ConfigurationError when there is none."""
-    settings, s3 = store.settings, store.config.s3
-    if s3 is None or not settings.bucket:
+    return bucket_of(store.config, store.settings)
+
+
+def bucket_of(config: Config, settings: StoreConfig) -> S3Repository:
+    """Return the bucket that is set for a store; raises ConfigurationError when there is none."""
+    if config.s3 is None or not settings.bucket:
         raise ConfigurationError(
-            f"{store.name} has no bucket", hint="See the settings: list_backups --config"
+            f"{settings.store} has no bucket", hint="See the settings: list_backups --config"
         )
-    return S3Repository(s3, settings.bucket, settings.bucket_fallback)
+    return S3Repository(config.s3, settings.bucket, settings.bucket_fallback)
 
 
 class BucketUpload:

@@ -11,6 +11,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from hq_backups.engine import judgement, names
+from hq_backups.engine.bucket import bucket_of
 from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.errors import (
     AccessDenied,
@@ -73,11 +74,7 @@ def check(config: Config, request: CheckRequest, run_id: str, events: Events) ->
 
 def look(config: Config, settings: StoreConfig, request: CheckRequest, now: datetime) -> tuple[Finding, ...]:
     """Ask the bucket and judge; raises what keeps it from answering."""
-    if config.s3 is None or not settings.bucket:
-        raise ConfigurationError(
-            f"{request.store} has no bucket", hint="See the settings: list_backups --config"
-        )
-    repo = S3Repository(config.s3, settings.bucket, settings.bucket_fallback)
+    repo = bucket_of(config, settings)
     status, why = repo.versioning()
     found = gather(repo, request.store)
     mine = [s for s in found.seen if of_env(s, config.env)]
@@ -87,7 +84,7 @@ def look(config: Config, settings: StoreConfig, request: CheckRequest, now: date
         repo.bucket,
         None if status is None else status == "Enabled",
         why or "",
-        fixed_keys=config.s3.versioning,
+        fixed_keys=repo.config.versioning,
     )
     schedule = Schedule(request.nadir_hour, _zone(config.timezone))
     judged = judgement.judge(request.store, prove(repo, ours), schedule, now, facts, elsewhere=theirs)

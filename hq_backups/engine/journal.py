@@ -73,13 +73,17 @@ def journal_path(target: Path) -> Path:
 
 def write_journal(journal: Journal) -> None:
     """Put the journal in its place, whole and on disk, or leave the one that is there."""
-    path = journal_path(journal.target)
+    write_own(journal_path(journal.target), json.dumps(to_plain(journal), indent=1).encode() + b"\n")
+
+
+def write_own(path: Path, content: bytes) -> None:
+    """Put a small file that only its owner may change in its place, whole and on disk, or leave what is there."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(to_plain(journal), indent=1).encode() + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.rename(fresh, path)

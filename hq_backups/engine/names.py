@@ -17,6 +17,9 @@ MANIFEST_KEY_SUFFIX = ".manifest.json"
 PARTIAL_SUFFIX = ".partial"
 SPOOL_SUFFIX = ".spool"
 
+OUTER = "outer"
+"""Beside the tree that a deep check unpacks: where it puts what lies outside the data directory."""
+
 PREFIX = {"postgres": "postgres", "couch": "couchdb", "blobdb": "blobdb"}
 _CODEC_SUFFIX = {"gzip": ".gz", "zstd": ".zst", "none": ""}
 _TYPE = r"(?P<type>daily|weekly|hourly|manual)"

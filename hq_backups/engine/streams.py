@@ -317,7 +317,7 @@ class PlainReader:
 
     def peek(self, n: int) -> bytes:
         """Return the next ``n`` plain bytes, fewer at the end only, and leave them to be read."""
-        seen = b""
+        seen, self._chunk = bytes(self._chunk), memoryview(b"")
         while len(seen) < n and (data := self.chunk()):
             seen += data
         self._chunk = memoryview(seen)

@@ -17,7 +17,7 @@ from pathlib import Path
 from hq_backups.engine import outer
 from hq_backups.engine.config import from_plain, to_plain
 from hq_backups.engine.errors import UsageError
-from hq_backups.engine.journal import MAX_BYTES, fsync_directory
+from hq_backups.engine.journal import MAX_BYTES, write_own
 from hq_backups.engine.swap import inode
 
 _SUFFIX = ".unfinished.json"
@@ -44,15 +44,7 @@ class Unfinished:
 
     def write(self) -> None:
         """Put the record on disk, whole, before there is anything in what was made."""
-        fresh = self.path.with_name(f"{self.path.name}.new")
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(to_plain(self)).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(fresh, self.path)
-        fsync_directory(self.path.parent)
+        write_own(self.path, json.dumps(to_plain(self)).encode())
 
     def forget(self) -> None:
         """Remove the record: what it tells of is in use, or gone."""

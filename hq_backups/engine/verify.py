@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from hq_backups.engine import space
+from hq_backups.engine import names, space
 from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import DiskFull, Exit, Locked
@@ -69,7 +69,7 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
         scratch.mkdir(mode=0o700)
         try:
             tree.mkdir(mode=0o700)
-            outer = inside(store.outer(manifest), scratch / "outer")
+            outer = inside(store.outer(manifest), scratch / names.OUTER)
             for place in outer.values():
                 place.mkdir(mode=0o700, parents=True)
             with opened(store, location, manifest, events) as plain:

@@ -179,6 +179,8 @@ class TestIsRunning:
 
         def start(cwd: Path) -> subprocess.Popen[bytes]:
             started.append(subprocess.Popen([binary, "300"], cwd=cwd))
+            comm = Path(f"/proc/{started[-1].pid}/comm")
+            wait_until(lambda: comm.read_text() == "postgres\n", what="the program's own name")
             return started[-1]
 
         yield start

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hq_backups.engine import codecs
@@ -212,6 +212,7 @@ def test_an_unknown_codec_or_level_is_a_configuration_error(codec: str, level: i
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(0, 1500), max_size=4))
+@example(b"\x00", [1, 0])
 def test_what_was_peeked_at_is_read_all_the_same(data: bytes, peeks: list[int]) -> None:
     reader = PlainReader(io.BytesIO(gzip.compress(data)), "gzip", "x")
     try:

@@ -27,6 +27,7 @@ _SAMPLE, _LONG_ROW = 4096, 24
 """Of so many bytes it is seen whether rows are so long that searching for their ends is quicker than counting."""
 
 IDENTIFIER = rb"(?:\"(?:[^\"]|\"\")+\"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)"
+CREATE_ROLE = re.compile(rb"CREATE ROLE (" + IDENTIFIER + rb");\Z")
 _TAG = rb"\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$"
 _TOKEN = re.compile(
     rb"['\"]|--|/\*|" + _TAG + rb"|^\\|^COPY |^CREATE DATABASE |^SET transaction_timeout ", re.MULTILINE

@@ -23,7 +23,7 @@ from hq_backups.engine.errors import (
     ServiceError,
 )
 from hq_backups.engine.postgres import dump
-from hq_backups.engine.postgres.dump import HEAD_LIMIT, Scanner, unquoted
+from hq_backups.engine.postgres.dump import CREATE_ROLE, HEAD_LIMIT, IDENTIFIER, Scanner, unquoted
 from hq_backups.engine.postgres.psql import Server
 from hq_backups.engine.postgres.replay import literal
 from hq_backups.engine.postgres.rights import Narrower, borrow_sql
@@ -32,8 +32,7 @@ from hq_backups.engine.streams import PlainReader
 EXIT_SECONDS = 3600.0
 """How long psql may work on after its input has ended."""
 _OPTIONS = " -c client_min_messages=warning"
-_NAME = rb"(\"(?:[^\"]|\"\")+\"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)"
-_CREATE_ROLE = re.compile(rb"CREATE ROLE " + _NAME + rb";\Z")
+_NAME = rb"(" + IDENTIFIER + rb")"
 _ALTER_ROLE = re.compile(rb"ALTER ROLE " + _NAME + rb" (?:WITH|SET) ")
 _DROP = re.compile(rb"DROP (DATABASE|ROLE|TABLESPACE) (?:IF EXISTS )?" + _NAME + rb";\Z")
 _TABLESPACE = re.compile(rb"(CREATE TABLESPACE " + _NAME + rb" .*?LOCATION )'(?:[^']|'')*'(.*;)\Z", re.DOTALL)
@@ -74,7 +73,7 @@ class Changes:
     def _changed(self, piece: bytes) -> bytes:
         said = piece.strip()
         nothing = b"\n" * piece.count(b"\n")
-        if (found := _CREATE_ROLE.match(said)) and unquoted(found[1]) in self.roles:
+        if (found := CREATE_ROLE.match(said)) and unquoted(found[1]) in self.roles:
             return nothing
         if (found := _ALTER_ROLE.match(said)) and unquoted(found[1]) in self.keep:
             return nothing

@@ -19,6 +19,7 @@ from hq_backups.engine import archive
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.postgres import controlfile
 from hq_backups.engine.streams import PlainReader
 
 STANDBY_FILES = ("standby.signal", "recovery.signal", "recovery.conf")
@@ -166,7 +167,7 @@ def _source(root: PurePosixPath, found: _Found, name: str, events: Events) -> di
     return {
         "version": version,
         "version_num": int(major) * 10000 + int(second or 0) * 100,
-        "system_identifier": str(int.from_bytes(control[:8], sys.byteorder)),
+        "system_identifier": controlfile.system_identifier(control),
         "tablespaces": [],
         "root": "" if root == PurePosixPath() else str(root),
         "in_recovery": any(f in found.files for f in STANDBY_FILES) or said.get("BACKUP FROM") == "standby",

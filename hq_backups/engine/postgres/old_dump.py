@@ -7,10 +7,9 @@ from typing import Any
 
 from hq_backups.engine.errors import CorruptBackup
 from hq_backups.engine.postgres import dump
-from hq_backups.engine.postgres.dump import Scanner, text_of, unquoted
+from hq_backups.engine.postgres.dump import CREATE_ROLE, IDENTIFIER, Scanner, text_of, unquoted
 
-_NAME = rb"(\"(?:[^\"]|\"\")+\"|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)"
-_CREATE_ROLE = re.compile(rb"CREATE ROLE " + _NAME + rb";\Z")
+_NAME = rb"(" + IDENTIFIER + rb")"
 _SUPERUSER = re.compile(rb"ALTER ROLE " + _NAME + rb" WITH SUPERUSER\b")
 _TABLESPACE = re.compile(rb"CREATE TABLESPACE " + _NAME + rb" .*?LOCATION '((?:[^']|'')*)'.*;\Z", re.DOTALL)
 
@@ -29,7 +28,7 @@ def source_of(scanner: Scanner, head: bytes, default_major: int | None, name: st
         said = piece.strip()
         if not is_statement:
             continue
-        if found := _CREATE_ROLE.match(said):
+        if found := CREATE_ROLE.match(said):
             roles.append(unquoted(found[1]))
         elif found := _SUPERUSER.match(said):
             supers.append(unquoted(found[1]))

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from hq_backups.engine import process
+from hq_backups.engine import names, process
 from hq_backups.engine.errors import CorruptBackup, DiskFull, ProducerFailed, ServiceError
-from hq_backups.engine.postgres import tablespaces
+from hq_backups.engine.postgres import controlfile, tablespaces
 from hq_backups.engine.postgres.psql import Server
 from hq_backups.engine.postgres.tools import Tools
 
@@ -20,9 +20,6 @@ PORT = 5432
 """Only names the socket file in a directory of its own: no TCP port is opened."""
 
 HOME_PREFIX = "hqb-scratch-"
-
-OUTER = "outer"
-"""Beside the tree: where a deep check unpacks tablespaces to."""
 
 START_SECONDS = 24 * 3600
 STOP_SECONDS = 3600
@@ -72,7 +69,7 @@ def running(
     tree whose tablespaces lie elsewhere than beside it, in ``outer``, raises UnsafeArchive.
     With ``keep`` the tree is to be used afterwards: the server is shut down in order; raises ServiceError.
     """
-    tablespaces.require_own(data_dir, [data_dir.parent / OUTER], name)
+    tablespaces.require_own(data_dir, [data_dir.parent / names.OUTER], name)
     pg_ctl = tools.own("pg_ctl", major).path
     controldata = tools.client("pg_controldata", major).path
     for stray in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
@@ -144,8 +141,8 @@ def _settings(data_dir: Path, home: Path, hba: Path, pg_controldata: Path) -> di
 
 def recorded_limits(data_dir: Path, pg_controldata: Path) -> dict[str, int]:
     """Return the limits that the control file records (``max_prepared_transactions`` guards recovery)."""
-    report = process.run([str(pg_controldata), "-D", str(data_dir)], check=False, timeout=60).stdout
-    return {_SPELT.get(name, name): int(value) for name, value in _LIMIT.findall(report)}
+    said = controlfile.report(pg_controldata, data_dir)
+    return {_SPELT.get(name, name): int(value) for name, value in _LIMIT.findall(said)}
 
 
 def _tail(log: Path) -> str:

@@ -77,8 +77,11 @@ class Store(ABC):
         self.settings = settings
 
     @abstractmethod
-    def prepare(self, events: Events) -> Prepared:
-        """Check access, tools and versions before a backup; raises PreflightFailed."""
+    def prepare(self, last: Manifest | None, events: Events) -> Prepared:
+        """Check access, tools and versions before a backup; raises PreflightFailed.
+
+        ``last`` is the newest good backup of this mode, by which some stores guess how large the next will be.
+        """
 
     @abstractmethod
     def open_stream(

@@ -133,7 +133,7 @@ class PostgresStore(Store):
             },
         }
         for what, names in missing.items():
-            for name in sorted(names)[:20]:
+            for name in sorted(names)[:SHOWN]:
                 events.warning(
                     f"{what}-missing", f"{what} {name!r} was there before the backup and is not in it"
                 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from hq_backups.engine.errors import (
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.postgres import (
+    controlfile,
     facts,
     fresh,
     in_place,
@@ -52,7 +51,7 @@ class PostgresDump(PostgresStore):
 
     # Backup
 
-    def prepare(self, events: Events) -> Prepared:
+    def prepare(self, last: Manifest | None, events: Events) -> Prepared:
         """Ask the server who it is, find the tools for its version, record what a dump does not carry."""
         server, psql = self.source(), self.tools.newest("psql")
         found = _without_theirs(facts.gather(psql.path, server), events)
@@ -90,19 +89,7 @@ class PostgresDump(PostgresStore):
         }
         if self.settings.options.get("backup_from"):
             source["address"] = server.where
-        return Prepared(self._estimate(table_bytes), source, tools)
-
-    def _estimate(self, table_bytes: int) -> int:
-        """Return the bytes of SQL to expect: by the last good dump, for text and tables differ by any factor."""
-        from hq_backups.engine.catalog import good_local  # which knows the stores
-
-        last = max(
-            (m for m in good_local(self) if m.mode == self.mode), key=lambda m: m.started_at, default=None
-        )
-        before = last.source.get("table_bytes") if last is not None else None
-        if last is None or not isinstance(before, int) or before <= 0:
-            return table_bytes
-        return table_bytes * last.plain_size // before
+        return Prepared(_estimate(table_bytes, last), source, tools)
 
     @contextmanager
     def open_stream(
@@ -156,10 +143,9 @@ class PostgresDump(PostgresStore):
         tools = self.tools.find("pg_controldata")
         if not tools or self.settings.data_dir is None:
             return {}
-        argv = [str(max(tools, key=lambda t: t.major).path), "-D", str(self.settings.data_dir)]
-        said = process.run(argv, timeout=60, check=False).stdout
-        found = re.search(r"^Bytes per WAL segment:\s+(\d+)$", said, re.MULTILINE)
-        return {"segment": int(found[1])} if found else {}
+        said = controlfile.report(max(tools, key=lambda t: t.major).path, self.settings.data_dir)
+        found = controlfile.field(said, "Bytes per WAL segment") or ""
+        return {"segment": int(found)} if found.isdigit() else {}
 
     def unpacked_size(self, manifest: Manifest) -> int:
         """Return the size of the databases: a loaded cluster is larger than its text, indexes are."""
@@ -264,17 +250,14 @@ class PostgresDump(PostgresStore):
 
     def _state(self, target: Path, major: int) -> str:
         """Return the state that the control file of a data directory tells."""
-        argv = [str(self.tools.client("pg_controldata", major).path), "-D", str(target)]
-        said = process.run(argv, timeout=60, check=False).stdout
-        found = re.search(r"^Database cluster state:\s+(.*)$", said, re.MULTILINE)
-        return found[1] if found else "unknown"
+        said = controlfile.report(self.tools.client("pg_controldata", major).path, target)
+        return controlfile.field(said, "Database cluster state") or "unknown"
 
     def served_identifier(self, manifest: Manifest) -> str | None:
         """Return the restored directory's own identifier: a cluster that was loaded has a new one."""
         control = self.target() / "global" / "pg_control"
         try:
-            # The first field, in the byte order of the machine (src/include/catalog/pg_control.h).
-            return str(int.from_bytes(control.read_bytes()[:8], sys.byteorder))
+            return controlfile.system_identifier(control.read_bytes())
         except OSError as error:
             raise ServiceError(f"{control} cannot be read: {error.strerror}") from error
 
@@ -391,6 +374,14 @@ def _require_tablespaces(manifest: Manifest, who: Mapping[str, Any], server: Ser
             f"them: {', '.join(map(repr, missing[:SHOWN]))}",
             hint="Make them there, or load as a superuser.",
         )
+
+
+def _estimate(table_bytes: int, last: Manifest | None) -> int:
+    """Return the bytes of SQL to expect: by the last good dump, for text and tables differ by any factor."""
+    before = last.source.get("table_bytes") if last is not None else None
+    if last is None or not isinstance(before, int) or before <= 0:
+        return table_bytes
+    return table_bytes * last.plain_size // before
 
 
 def _places(manifest: Manifest, spot: Destination) -> dict[str, Path | None]:

@@ -39,7 +39,7 @@ class PostgresPlain(PostgresStore):
 
     # Backup
 
-    def prepare(self, events: Events) -> Prepared:
+    def prepare(self, last: Manifest | None, events: Events) -> Prepared:
         """Ask the server who it is, find the tools for its version, look into every database."""
         psql = self.tools.newest("psql")
         found = self._look(psql.path, events)

@@ -8,9 +8,9 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from hq_backups import restoring
-from hq_backups.cli import EngineCommand, store_name
+from hq_backups.cli import EngineCommand, selected, store_name
 from hq_backups.engine.errors import Exit, UsageError
-from hq_backups.engine.requests import RestoreRequest, Selection, UndoRequest
+from hq_backups.engine.requests import RestoreRequest, UndoRequest
 
 
 class Command(EngineCommand):
@@ -93,15 +93,8 @@ class Command(EngineCommand):
         (store,) = self.stores(options["store"])
         if options["undo"]:
             return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
-        selection = Selection(
-            store,
-            options["name"],
-            source=options["source"],
-            host=options["host"],
-            version_id=options["version_id"],
-        )
         request = RestoreRequest(
-            selection,
+            selected(store, options),
             target_dir=options["target_dir"],
             staging_dir=options["staging_dir"],
             from_env=options["from_env"],

@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from hq_backups.cli import EngineCommand, store_name, store_of_name
+from hq_backups.cli import EngineCommand, selected, store_name, store_of_name
 from hq_backups.engine.errors import Exit, UsageError
-from hq_backups.engine.requests import Selection, VerifyRequest
+from hq_backups.engine.requests import VerifyRequest
 
 
 class Command(EngineCommand):
@@ -52,11 +52,6 @@ class Command(EngineCommand):
                 )
             (store,) = enabled
         (store,) = self.stores(store)
-        selection = Selection(
-            store,
-            options["name"],
-            source=options["source"],
-            host=options["host"],
-            version_id=options["version_id"],
+        return self.run_job(
+            self.job("verify", VerifyRequest(selected(store, options), deep=options["deep"]), store)
         )
-        return self.run_job(self.job("verify", VerifyRequest(selection, deep=options["deep"]), store))
