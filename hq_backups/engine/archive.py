@@ -22,6 +22,15 @@ MAX_DEPTH = 64
 MAX_PART = 255
 
 
+_USTAR = slice(257, 262)
+"""Where a tar's first header says that it is one (POSIX.1-2001, ustar)."""
+
+
+def is_tar(head: bytes) -> bool:
+    """Tell by its first block whether a stream is a tar archive."""
+    return head[_USTAR] == b"ustar"
+
+
 def members(plain: PlainReader) -> Iterator[tarfile.TarInfo]:
     """Yield an archive's members as they come; raises CorruptBackup when it is cut short.
 

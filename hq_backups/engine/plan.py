@@ -78,7 +78,7 @@ def plan_swap(
             f"the data belongs to user {owner}, and only root can restore it",
             hint="Run the same command as root (sudo).",
         )
-    facts = store.check_restore(manifest, events, in_place=True)
+    facts = store.check_restore(manifest, request, events)
     parent = space.existing(request.staging_dir or target.parent)
     if not space.same_filesystem(parent, space.existing(target.parent)):
         raise PreflightFailed(
@@ -116,7 +116,7 @@ def plan_beside(
         raise PreflightFailed(
             f"{target} is not an empty directory", hint="Name another one with --target-dir."
         )
-    facts = store.check_restore(manifest, events, in_place=False)
+    facts = store.check_restore(manifest, request, events)
     needed = store.unpacked_size(manifest)
     directories, parent = store.outer(manifest), beside(target)
     places = outer.inside(directories, parent)
@@ -148,7 +148,7 @@ def plan_in_place(
     request: RestoreRequest, location: Mapping[str, Any], manifest: Manifest, store: Store, events: Events
 ) -> Plan:
     """Plan to load into the running server; raises PreflightFailed."""
-    facts = store.check_in_place(manifest, recreate=request.recreate, events=events)
+    facts = store.check_in_place(manifest, request, events)
     return Plan(
         **about(store, manifest, location),
         target=str(facts.get("server", "")),

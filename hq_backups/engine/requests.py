@@ -64,6 +64,12 @@ class RestoreRequest:
     """Load a dump into the running server, whose directory is not ours."""
     recreate: bool = False
     """In place: drop what the server holds first."""
+    merge: bool = False
+    """Add what is missing to the data that are there; nothing that is there is changed."""
+    only: tuple[str, ...] = ()
+    """Only these parts of the artifact, by the names that its store gives them."""
+    new_node: str | None = None
+    """The name that the restored node must have; None means whatever it calls itself."""
     surveyed: Mapping[str, Any] | None = None
     """What a plan read out of an archive without a manifest, so that it is not read twice for that."""
 

@@ -68,7 +68,9 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
         began = time.monotonic()
         swap, made, unpacked = _unpack_beside(config, manifest, location, store, plan, run_id, events)
         try:
-            switch(swap, store.service(manifest), lambda: store.check_serving(manifest, events), events)
+            switch(
+                swap, store.service(manifest), lambda: store.check_serving(manifest, request, events), events
+            )
         except PreflightFailed:
             # Nothing was changed: what was unpacked is of no more use.
             made.remove()
@@ -148,7 +150,7 @@ def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> E
     if request.plan_only:
         return Exit.OK
     with _locks(store, target, run_id):
-        if switch_back(target, store.service(None), lambda: store.check_serving(None, events), events):
+        if switch_back(target, store.service(None), lambda: store.check_serving(None, None, events), events):
             journal = Swap.load(target).journal
             steps = (
                 store.next_steps() if journal.old_inode is not None else [_NOTHING_BACK.format(store.name)]
@@ -247,7 +249,7 @@ def _in_place(
         compare(plain.digest(), manifest)
     events.step("load", f"loading {manifest.name} into {plan.target}")
     with _store_lock(store, run_id), opened(store, location, manifest, events) as plain:
-        store.load_in_place(plain, manifest, recreate=request.recreate, events=events)
+        store.load_in_place(plain, manifest, request, events)
         compare(plain.digest(), manifest)
     events.emit("data", old_data=None, next_steps=list(plan.next_steps))
     return Exit.OK

@@ -6,7 +6,6 @@ Old scripts left no manifests, and names that say little: what is in an archive 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +18,12 @@ from hq_backups.engine.errors import BadManifest, CorruptBackup
 from hq_backups.engine.events import Events, format_utc, parse_utc, utc_now
 from hq_backups.engine.manifest import UNMANAGED, Manifest, load_manifest
 from hq_backups.engine.source import reader, stored
-from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores import modes_of, open_store
 from hq_backups.engine.streams import CHUNK, PlainReader, Readable
 from hq_backups.engine.when import local_time
 
 UNKNOWN = "unknown"
 _HEAD = 1024
-_USTAR = slice(257, 262)
-"""Where a tar's first header says that it is one (POSIX.1-2001, ustar)."""
-_CLUSTER_DUMP = re.compile(rb"^-- PostgreSQL database cluster dump\r?$", re.MULTILINE)
-_SINGLE_DUMP = re.compile(rb"^-- PostgreSQL database dump\r?$", re.MULTILINE)
 
 
 def describe(
@@ -128,26 +123,17 @@ def _mode(entry: Entry, plain: PlainReader) -> str:
             else "it is an empty file",
             name=entry.name,
         )
-    is_tar = head[_USTAR] == b"ustar"
-    if entry.store != "postgres":
-        if is_tar:
-            return "tar"
-        raise CorruptBackup(f"it is no tar archive: {_looks(head)}", name=entry.name)
-    if is_tar:
-        return "plain"
-    if _CLUSTER_DUMP.search(head):
-        return "dump"
-    if head.startswith(b"PGDMP") or _SINGLE_DUMP.search(head):
-        program = "pg_restore -d NAME FILE" if head.startswith(b"PGDMP") else "psql -d NAME -f FILE"
-        raise CorruptBackup(
-            "it is a dump of one database (pg_dump), not of the whole server",
-            name=entry.name,
-            hint=f"Load it by hand into a new database: {program}",
-        )
-    raise CorruptBackup(
-        f"it is neither a tar archive nor a dump of the whole server by pg_dumpall: {_looks(head)}",
-        name=entry.name,
-    )
+    modes = modes_of(entry.store)
+    for each in modes:
+        if each.recognises(head):
+            return each.mode
+    for each in modes:
+        if (found := each.lookalike(head)) is not None:
+            what, hint = found
+            raise CorruptBackup(what, name=entry.name, hint=hint)
+    words = [each.looks for each in modes]
+    what = f"neither {' nor '.join(words)}" if len(words) > 1 else f"not {''.join(words)}"
+    raise CorruptBackup(f"it is {what}: {_looks(head)}", name=entry.name)
 
 
 def _looks(head: bytes) -> str:

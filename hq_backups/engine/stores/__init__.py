@@ -24,3 +24,8 @@ def open_store(config: Config, name: str, mode: str | None = None) -> Store:
             f"store {name} in mode {wanted} is not built yet in this release",
             hint="Built so far: " + ", ".join(f"{store} ({mode})" for store, mode in sorted(REGISTRY)),
         ) from None
+
+
+def modes_of(name: str) -> list[type[Store]]:
+    """Return the store ``name`` in each of its modes."""
+    return [store for (each, _), store in REGISTRY.items() if each == name]

@@ -14,6 +14,7 @@ from hq_backups.engine.control import Service
 from hq_backups.engine.errors import UsageError
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.streams import PlainReader
 
 
@@ -70,6 +71,8 @@ class Store(ABC):
 
     name: ClassVar[str]
     mode: ClassVar[str]
+    looks: ClassVar[str]
+    """What an artifact of this mode is, unpacked, in words: ``a tar archive``."""
 
     def __init__(self, config: Config, settings: StoreConfig) -> None:
         """Take the whole configuration and this store's part of it; nothing is touched."""
@@ -90,6 +93,16 @@ class Store(ABC):
         """Begin the backup's one pass."""
 
     # What follows serves verify and restore.
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Tell by its first plain bytes, 1024 at most, whether an artifact without a manifest is of this mode."""
+
+    @classmethod
+    def lookalike(cls, head: bytes) -> tuple[str, str] | None:
+        """Say what such bytes are that are mistaken for a backup of this mode, and what to do with them."""
+        return None
 
     @abstractmethod
     def walk(self, plain: PlainReader, manifest: Manifest | None, events: Events) -> Mapping[str, Any]:
@@ -140,10 +153,15 @@ class Store(ABC):
         """Return the system user whom the data belongs to."""
 
     @abstractmethod
-    def check_restore(self, manifest: Manifest, events: Events, *, in_place: bool) -> Mapping[str, Any]:
-        """Check that this host can serve the artifact; returns facts for the plan, raises PreflightFailed."""
+    def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
+        """Check that this host can serve the artifact, or only hold it when ``request`` names a target directory.
 
-    def check_in_place(self, manifest: Manifest, *, recreate: bool, events: Events) -> Mapping[str, Any]:
+        Returns facts for the plan, raises PreflightFailed.
+        """
+
+    def check_in_place(
+        self, manifest: Manifest, request: RestoreRequest, events: Events
+    ) -> Mapping[str, Any]:
         """Check that an artifact can be loaded into the running server; returns facts for the plan."""
         raise UsageError(
             f"a backup of {self.name} in mode {self.mode} cannot be restored with --in-place",
@@ -151,7 +169,7 @@ class Store(ABC):
         )
 
     def load_in_place(
-        self, plain: PlainReader, manifest: Manifest, *, recreate: bool, events: Events
+        self, plain: PlainReader, manifest: Manifest, request: RestoreRequest, events: Events
     ) -> None:
         """Load an artifact into the running server; what was there is gone."""
         raise NotImplementedError
@@ -161,8 +179,13 @@ class Store(ABC):
         """Return how this store's server is stopped and started."""
 
     @abstractmethod
-    def check_serving(self, manifest: Manifest | None, events: Events) -> None:
-        """Check that the started server answers with the restored data; raises ServiceError."""
+    def check_serving(
+        self, manifest: Manifest | None, request: RestoreRequest | None, events: Events
+    ) -> None:
+        """Make the started server serve the restored data, and check that it does; raises ServiceError.
+
+        Both are None after an undo: the server then serves what it served before.
+        """
 
     @abstractmethod
     def next_steps(self, manifest: Manifest | None = None) -> list[str]:

@@ -27,6 +27,7 @@ from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.postgres import afterwards, facts, old, scratch, tablespaces
 from hq_backups.engine.postgres.psql import Server, last_line, query_json
 from hq_backups.engine.postgres.tools import Tools
+from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.service import find_postgres_service
 from hq_backups.engine.stores.base import Outer, Store
 
@@ -193,15 +194,15 @@ class PostgresStore(Store):
             return pwd.getpwnam("postgres").pw_name
         return pwd.getpwuid(os.geteuid()).pw_name
 
-    def check_restore(self, manifest: Manifest, events: Events, *, in_place: bool) -> Mapping[str, Any]:
+    def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
         """Check versions: a cluster serves only with the programs of its own major version."""
         major = major_of(manifest)
         about: dict[str, Any] = {"version": str(manifest.source.get("version", major))}
         if manifest.source.get("address"):
             about["taken_from"] = str(manifest.source["address"])
-        quiet = afterwards.is_quiet(manifest, self.config, beside=not in_place)
+        quiet = afterwards.is_quiet(manifest, self.config, beside=request.target_dir is not None)
         about |= afterwards.plan_facts(manifest, quiet=quiet)
-        if not in_place:
+        if request.target_dir is not None:
             return about
         programs = self.tools.own("postgres", major)
         current = read_text(self.target() / "PG_VERSION").strip()
@@ -252,7 +253,9 @@ class PostgresStore(Store):
             start_command=self.settings.start_command,
         )
 
-    def check_serving(self, manifest: Manifest | None, events: Events) -> None:
+    def check_serving(
+        self, manifest: Manifest | None, request: RestoreRequest | None, events: Events
+    ) -> None:
         """Ask the started server who it is."""
         server = self.server()
         who = facts.identity(self.tools.newest("psql").path, server)

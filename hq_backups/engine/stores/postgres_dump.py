@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from hq_backups.engine.postgres.dump import HEAD_LIMIT, Scanner, table_name
 from hq_backups.engine.postgres.dump_stream import PROGRAM, DumpStream
 from hq_backups.engine.postgres.load import Changes, load
 from hq_backups.engine.postgres.psql import Server, query_json, query_lines
+from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.stores.base import Destination, Prepared, Stream
 from hq_backups.engine.stores.postgres import SHOWN, PostgresStore, major_of, read_text
 from hq_backups.engine.streams import PlainReader
@@ -42,12 +44,15 @@ SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c
     + (SELECT pg_relation_size('pg_catalog.pg_largeobject'))
   FROM pg_class c WHERE c.relkind = 'r' AND c.oid >= 16384 AND c.relnamespace <> 'pg_toast'::regnamespace
 """
+_CLUSTER_DUMP = re.compile(rb"^-- PostgreSQL database cluster dump\r?$", re.MULTILINE)
+_SINGLE_DUMP = re.compile(rb"^-- PostgreSQL database dump\r?$", re.MULTILINE)
 
 
 class PostgresDump(PostgresStore):
     """A PostgreSQL cluster, backed up by pg_dumpall."""
 
     mode = "dump"
+    looks = "a dump of the whole server by pg_dumpall"
 
     # Backup
 
@@ -112,6 +117,23 @@ class PostgresDump(PostgresStore):
                 yield DumpStream(producer, server, prepared.source, mend=dumpall.major != major)
 
     # Verify and restore
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Look for the first line of pg_dumpall."""
+        return _CLUSTER_DUMP.search(head) is not None
+
+    @classmethod
+    def lookalike(cls, head: bytes) -> tuple[str, str] | None:
+        """Know what pg_dump makes of one database."""
+        custom = head.startswith(b"PGDMP")
+        if not custom and _SINGLE_DUMP.search(head) is None:
+            return None
+        program = "pg_restore -d NAME FILE" if custom else "psql -d NAME -f FILE"
+        return (
+            "it is a dump of one database (pg_dump), not of the whole server",
+            f"Load it by hand into a new database: {program}",
+        )
 
     def walk(self, plain: PlainReader, manifest: Manifest | None, events: Events) -> Mapping[str, Any]:
         """Read the SQL to its end: the completion line, and as many rows of each table as were dumped."""
@@ -268,7 +290,9 @@ class PostgresDump(PostgresStore):
 
     # Into a server whose directory is not ours
 
-    def check_in_place(self, manifest: Manifest, *, recreate: bool, events: Events) -> Mapping[str, Any]:
+    def check_in_place(
+        self, manifest: Manifest, request: RestoreRequest, events: Events
+    ) -> Mapping[str, Any]:
         """Check that the running server is of the dump's version, and empty or to be emptied."""
         server, psql = self.server(), self.tools.newest("psql").path
         who, major = facts.identity(psql, server), major_of(manifest)
@@ -282,7 +306,7 @@ class PostgresDump(PostgresStore):
         if not may.superuser:
             _require_tablespaces(manifest, who, server)
         held = in_place.contents(psql, server)
-        if held.anything and not recreate:
+        if held.anything and not request.recreate:
             raise PreflightFailed(
                 f"the server at {server.where} is not empty: it has {held.listed()}",
                 hint="If all that may be deleted for good: add --recreate",
@@ -303,14 +327,14 @@ class PostgresDump(PostgresStore):
         return told
 
     def load_in_place(
-        self, plain: PlainReader, manifest: Manifest, *, recreate: bool, events: Events
+        self, plain: PlainReader, manifest: Manifest, request: RestoreRequest, events: Events
     ) -> None:
         """Load the dump into the running server, emptied first when that was asked for."""
         cluster = replay.cluster_of(manifest.source, manifest.name)
         server, psql = self.server().of(major_of(manifest)), self.tools.newest("psql").path
         held = in_place.contents(psql, server)
         if held.anything:
-            if not recreate:
+            if not request.recreate:
                 raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
             events.step("recreate", f"deleting {held.listed()}")
             in_place.empty(psql, server, held, cluster, events)

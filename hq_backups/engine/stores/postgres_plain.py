@@ -36,6 +36,7 @@ class PostgresPlain(PostgresStore):
     """A PostgreSQL cluster, backed up by pg_basebackup."""
 
     mode = "plain"
+    looks = "a tar archive"
 
     # Backup
 
@@ -133,6 +134,11 @@ class PostgresPlain(PostgresStore):
             yield basebackup.Spooled(directory, prepared.source["tablespaces"], bad_pages=accept_bad_pages)
 
     # Verify and restore
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        """Look for a tar's first header."""
+        return archive.is_tar(head)
 
     def walk(self, plain: PlainReader, manifest: Manifest | None, events: Events) -> Mapping[str, Any]:
         """Walk the archive: the cluster's required files and the WAL must be in it."""
