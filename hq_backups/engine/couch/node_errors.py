@@ -13,6 +13,9 @@ from hq_backups.engine.errors import ServiceError
 
 CONFIG = "list_backups --config"
 NO_SHARDS = "No DB shards could be opened"
+"""No part of the database is mapped to a node that is there."""
+NODE_DOWN = "progress not possible"
+"""Some part is not."""
 
 
 def unreachable(url: str, path: str, error: requests.RequestException) -> ServiceError:
@@ -55,7 +58,7 @@ def _meaning(url: str, path: str, status: int, words: str) -> tuple[str, str]:
         )
     if status == 409:
         return words or "conflict", "Somebody else changed it meanwhile: repeat the command."
-    if NO_SHARDS in words:
+    if NO_SHARDS in words or NODE_DOWN in words:
         return (
             words,
             "The database is mapped to nodes that are not here, or its shards' files are missing: compare "
