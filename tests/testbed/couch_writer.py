@@ -49,15 +49,18 @@ class Appender:
         self.file: BinaryIO = path.open("a+b")
 
     def chunk(self, data: bytes) -> int:
-        """Append a sealed chunk and return its offset."""
+        """Append a sealed chunk, as of a document, and return its offset."""
         at = self.file.seek(0, os.SEEK_END)
         word = (1 << 31 | len(data)).to_bytes(4, "big")
         self.file.write(blocked(at, word + self.seal(data) + data))
         return at
 
     def term(self, term: object) -> int:
-        """Append a packed term and return its offset."""
-        return self.chunk(packed(term))
+        """Append a packed term without a seal, as of a tree, and return its offset."""
+        at = self.file.seek(0, os.SEEK_END)
+        data = packed(term)
+        self.file.write(blocked(at, len(data).to_bytes(4, "big") + data))
+        return at
 
     def header(self, term: object) -> None:
         """Append a header at the next block, on disk when this returns."""

@@ -1,8 +1,9 @@
 """The lowest layer of a CouchDB file: blocks, headers, sealed terms.
 
 From CouchDB's src/couch/src/couch_file.erl: blocks of 4096 bytes whose first byte is 1 where a header begins,
-else 0, and belongs to no term; a term is its length with a seal of 16 bytes behind it, an offset is where that
-length begins. Nothing is written twice: a node that opens a file takes the last header that is whole, and says
+else 0, and belongs to no term; a term is its length, a seal of 16 bytes where it is a header or a document, and
+itself; an offset is where that length begins. Trees have no seals: a changed bit there can go unseen, so a backup
+needs a sum of its own. Nothing is written twice: a node that opens a file takes the last header that is whole, and says
 nothing of what follows it. A term refers to older ones only.
 """
 

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MOST_TERMS = 8_000_000
-MOST_BYTES = 128 << 20
+MOST_TERMS = 4_000_000
+MOST_BYTES = 64 << 20
 MOST_LEVELS = 200_000
 _VERSION = 131
 _COMPRESSED = 80
