@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hq_backups.engine.couch.node import Node, view_to_read
 from hq_backups.engine.couch.shardmaps import renamed
 from hq_backups.engine.errors import ServiceError
 from tests.testbed.couch import CouchNode
-from tests.testbed.couch_data import FIXTURE_NODE, expected, make_data_dir
+from tests.testbed.couch_data import FIXTURE_NODE, expected, give_tree, make_data_dir
 from tests.testbed.process import alive
 
 OTHER = "couchdb@restored.example"
@@ -128,6 +129,73 @@ def test_a_file_cut_before_its_first_header_is_an_empty_database(couch_node: Mak
         path.write_bytes(path.read_bytes()[:20])
     service.start()
     assert service.node().counts("commcarehq") == (0, 0)
+
+
+def test_half_a_compaction_is_taken_for_the_database_that_is_missing(couch_node: Make) -> None:
+    service = couch_node("t0", start=False)
+    for path in service.data_dir.glob("shards/*/commcarehq.1*.couch"):
+        path.rename(path.with_name(path.name + ".compact"))
+        path = path.with_name(path.name + ".compact")
+        path.write_bytes(path.read_bytes()[:20_000])
+    service.start()
+    assert service.node().counts("commcarehq")[0] < expected("t0")["commcarehq"]["doc_count"]
+    assert not list(service.data_dir.glob("shards/*/*.compact"))
+
+
+def test_what_clients_write_is_there_after_a_kill_and_a_compaction(couch_node: Make) -> None:
+    service = couch_node("t0")
+
+    def ask(method: str, path: str, **more: Any) -> dict[str, Any]:
+        answer = requests.request(
+            method, f"{service.url}/{path}", auth=(service.username, service.password), timeout=20, **more
+        )
+        answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+        return told
+
+    ask("PUT", "made%2Fnow?q=4")
+    revs = [ask("PUT", f"made%2Fnow/doc{n}", json={"n": n})["rev"] for n in range(12)]
+    ask("PUT", "made%2Fnow/doc0", json={"n": "again", "_rev": revs[0]})
+    ask("DELETE", f"made%2Fnow/doc1?rev={revs[1]}")
+    with pytest.raises(requests.HTTPError, match="409"):
+        ask("PUT", "made%2Fnow/doc2", json={"n": "late"})
+    service.kill()
+    service.start()
+    assert service.node().counts("made/now") == (11, 1)
+    before = service.node().read_docs("made/now")
+    ask("POST", "made%2Fnow/_compact", json={})
+    assert service.node().read_docs("made/now") == before
+    assert ask("GET", "made%2Fnow/doc0")["n"] == "again"
+    assert len(list(service.data_dir.glob("shards/*/made/now.*.couch"))) == 4
+
+
+def test_a_database_of_which_a_part_is_elsewhere_is_not_counted_in_part(
+    couch_node: Make,
+) -> None:
+    service = couch_node(start=False)
+    docs = [{"_id": f"{n}"} for n in range(20)]
+    make_data_dir(service.data_dir, {"db": docs}, nodes=[FIXTURE_NODE, OTHER], os_user=service.os_user)
+    service.start()
+    with pytest.raises(ServiceError) as error:
+        service.node(timeout=5).counts("db")
+    assert status_of(error) in (0, 500)
+
+
+def test_two_nodes_become_one_by_their_files_together(couch_node: Make) -> None:
+    service = couch_node(start=False, node_name=OTHER)
+    docs = [{"_id": f"{n}", "n": n} for n in range(50)]
+    pair = ["couchdb@one", "couchdb@two"]
+    make_data_dir(service.data_dir, {"db": docs}, q=4, nodes=pair, os_user=service.os_user)
+    make_data_dir(service.workdir / "two", {"db": docs}, q=4, nodes=pair, node=pair[1])
+    shutil.copytree(service.workdir / "two" / "shards", service.data_dir / "shards", dirs_exist_ok=True)
+    (service.data_dir / "_nodes.couch").unlink()
+    give_tree(service.data_dir, service.os_user)
+    service.start()
+    node = service.node()
+    for doc in node.shard_docs().values():
+        node.put_shard_doc(renamed(doc, OTHER))
+    assert node.counts("db") == (50, 0)
+    assert sorted(int(doc["n"]) for doc in node.read_docs("db")) == list(range(50))
 
 
 def test_nobody_and_a_wrong_password_get_in_nowhere(couch_node: Make) -> None:
