@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,26 @@ def test_a_node_works_in_its_data_directory_as_its_own_user(couch_node: Make) ->
     assert any(path.is_relative_to(service.data_dir) for path in opened)
     if service.os_user:
         assert Path(f"/proc/{service.pid}").owner() == service.os_user
+
+
+def test_commands_stop_and_start_it_from_anywhere(couch_node: Make) -> None:
+    service = couch_node("t0")
+    stop, start = service.commands()
+    first = service.serving
+    subprocess.run(stop, check=True, cwd="/", env={})
+    assert service.serving is None
+    assert not service.node(timeout=1).is_up()
+    subprocess.run(stop, check=True, cwd="/", env={})
+    subprocess.run(start, check=True, cwd="/", env={})
+    subprocess.run(start, check=True, cwd="/", env={})
+    second = service.serving
+    assert second not in (None, first)
+    assert service.node().counts("commcarehq") == (338, 14)
+    if service.os_user:
+        assert Path(f"/proc/{second}").owner() == service.os_user
+    service.stop()
+    assert service.serving is None
+    assert not service.node(timeout=1).is_up()
 
 
 # Told to fail: the stand-in only.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hq_backups.engine.couch.node import Node
+from tests.testbed import couch_ctl
 from tests.testbed.couch_data import FIXTURE_NODE
 from tests.testbed.places import IS_ROOT, reachable_by_others, user_exists
 from tests.testbed.process import LOOPBACK, ChildService, give, listening
@@ -59,6 +62,36 @@ class CouchNode(ChildService):
         """Tell whether it answers."""
         return listening(self.port) and self.node().is_up()
 
+    @property
+    def serving(self) -> int | None:
+        """Return the process that serves now, whoever started it."""
+        return self.pid or couch_ctl.read_pid(self._state())
+
+    def commands(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the commands that stop and start this node from anywhere, as a restore needs them."""
+        state = self.workdir / "state.json"
+        private = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(private, "w") as file:
+            json.dump(self._state() | {"argv": [str(word) for word in self.argv()]}, file)
+        program = (sys.executable, str(Path(couch_ctl.__file__)))
+        return (*program, "stop", str(state)), (*program, "start", str(state))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "pid_file": str(self.workdir / "pid"),
+            "data_dir": str(self.data_dir),
+            "workdir": str(self.workdir),
+            "log": str(self.log),
+            "port": self.port,
+            "os_user": self.os_user,
+            "environment": dict(self.environment()),
+        }
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """End the node, also one that the commands started."""
+        super().stop(timeout)
+        couch_ctl.stop(self._state())
+
     def start(self) -> None:
         """Make what belongs to the node's user before it starts."""
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -67,6 +100,7 @@ class CouchNode(ChildService):
             self.data_dir.mkdir(parents=True)
             give(self.data_dir, self.os_user)
         super().start()
+        (self.workdir / "pid").write_text(str(self.pid))
 
 
 class FakeCouch(CouchNode):
@@ -99,8 +133,49 @@ class FakeCouch(CouchNode):
         return b"ready" in self.log.read_bytes()[self._began :]
 
 
+class Epmd(ChildService):
+    """Erlang's mapper of ports, one for each node: the shared one would stay behind after the tests."""
+
+    name = "epmd"
+
+    def __init__(self, workdir: Path, program: Path, os_user: str | None) -> None:
+        """Name the program, which comes with the release."""
+        super().__init__(workdir)
+        self.program = program
+        self.os_user = os_user
+
+    def argv(self) -> Sequence[str | Path]:
+        """Return the command."""
+        return [self.program, "-address", LOOPBACK, "-port", str(self.port)]
+
+    def ready(self) -> bool:
+        """Tell whether it listens."""
+        return listening(self.port)
+
+
 class RealCouch(CouchNode):
     """A node of a release directory, single, with a cookie of its own: it can join nobody."""
+
+    def __init__(self, workdir: Path, *args: Any, **described: Any) -> None:
+        """Describe a node; its id and cookie stay over restarts."""
+        super().__init__(workdir, *args, **described)
+        self._uuid, self._cookie = secrets.token_hex(16), secrets.token_hex(16)
+        self._epmd: Epmd | None = None
+
+    def start(self) -> None:
+        """Start its mapper of ports first."""
+        if self._epmd is None:
+            programs = sorted(Path(os.environ[RELEASE]).glob("erts-*/bin/epmd"))
+            self._epmd = Epmd(self.workdir, programs[-1], self.os_user)
+            self._epmd.start()
+        super().start()
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """End both."""
+        super().stop(timeout)
+        if self._epmd is not None:
+            self._epmd.stop()
+            self._epmd = None
 
     @staticmethod
     def unavailable() -> str:
@@ -121,7 +196,7 @@ class RealCouch(CouchNode):
         settings = self.workdir / "local.ini"
         settings.write_text(
             f"[couchdb]\ndatabase_dir = {self.data_dir}\nview_index_dir = {self.data_dir}\nsingle_node = true\n"
-            f"uuid = {secrets.token_hex(16)}\n"
+            f"uuid = {self._uuid}\n"
             f"[chttpd]\nport = {self.port}\nbind_address = {LOOPBACK}\n"
             f"[httpd]\nenable = false\n"
             f"[log]\nlevel = warning\nwriter = stderr\n"
@@ -131,7 +206,7 @@ class RealCouch(CouchNode):
         give(settings, self.os_user)
         arguments = self.workdir / "vm.args"
         arguments.write_text(
-            f"-name {self.node_name}\n-setcookie {secrets.token_hex(16)}\n"
+            f"-name {self.node_name}\n-setcookie {self._cookie}\n"
             "-kernel error_logger silent\n-sasl sasl_error_logger false\n+Bd -noinput\n"
             "-kernel inet_dist_use_interface {127,0,0,1}\n"
         )
@@ -147,6 +222,7 @@ class RealCouch(CouchNode):
             "COUCHDB_INI_FILES": ini,
             "COUCHDB_ARGS_FILE": str(self.workdir / "vm.args"),
             "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(self._epmd.port if self._epmd else 4369),
         }
 
 

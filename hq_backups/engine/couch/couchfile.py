@@ -114,7 +114,7 @@ class CouchFile:
         """
         with self._explained():
             present = gone = 0
-            for info in infos(self._blocks, self._header.tree, self._found.position):
+            for info in infos(self._blocks, self._header.tree):
                 present, gone = present + (not info.deleted), gone + info.deleted
                 if deleted or not info.deleted:
                     body, attachments = self._stored(info) if bodies else (None, {})

@@ -48,25 +48,22 @@ def root_counts(state: object, before: int) -> tuple[int | None, Counts]:
     return position, counts
 
 
-def infos(file: BlockFile, root: int | None, before: int) -> Iterator[Info]:
+def infos(file: BlockFile, root: int | None) -> Iterator[Info]:
     """Yield every document in the order of the ids.
 
     A node refers to older nodes only, and ids only ascend: so no loop, however it is made, goes on.
     """
     last: bytes | None = None
-    waiting = [] if root is None else [(root, before, 1)]
+    waiting = [] if root is None else [(root, 1)]
     while waiting:
-        position, above, level = waiting.pop()
-        if position >= above:
-            msg = f"a node of its tree refers to a younger one, at {position}"
-            raise Damaged(msg)
+        position, level = waiting.pop()
         if level > MOST_LEVELS:
             msg = f"its tree is more than {MOST_LEVELS} levels deep"
             raise Damaged(msg)
         kind, members = _node(file.term(position), position)
         if kind == "kp_node":
             below = [_pointer(value, position)[0] for _, value in members]
-            waiting += [(child, position, level + 1) for child in reversed(below)]
+            waiting += [(child, level + 1) for child in reversed(below)]
             continue
         for key, value in members:
             if last is not None and key <= last:
