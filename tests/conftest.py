@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from tests.testbed.couch import CouchNode, FakeCouch, couch_class, couch_user
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from xdist.scheduler import LoadScopeScheduling
+
+# A loaded machine makes any single example slow.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 REQUIRED = os.environ.get("HQ_BACKUPS_TESTS_REQUIRE_SERVICES") == "1"
 MARKERS = {

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MOST_TERMS = 4_000_000
+MOST_TERMS = 2_500_000
 MOST_BYTES = 64 << 20
 MOST_LEVELS = 200_000
 _VERSION = 131
