@@ -195,7 +195,7 @@ class RealCouch(CouchNode):
         release = Path(os.environ[RELEASE])
         settings = self.workdir / "local.ini"
         settings.write_text(
-            f"[couchdb]\ndatabase_dir = {self.data_dir}\nview_index_dir = {self.data_dir}\nsingle_node = true\n"
+            f"[couchdb]\ndatabase_dir = {self.data_dir}\nview_index_dir = {self.data_dir}\n"
             f"uuid = {self._uuid}\n"
             f"[chttpd]\nport = {self.port}\nbind_address = {LOOPBACK}\n"
             f"[httpd]\nenable = false\n"

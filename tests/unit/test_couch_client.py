@@ -97,7 +97,7 @@ def test_each_refusal_is_told_with_its_words_and_what_to_do(
     assert str(status) in error.message
     assert words in error.message
     assert hint in error.hint
-    assert (error.facts["status"], error.facts["reason"]) == (status, f"{words} e")
+    assert (error.facts["status"], error.facts["reason"]) == (status, f"{words} (e)")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[" * 100_000, b'"\xff"', b"nu"])

@@ -30,7 +30,8 @@ def unreachable(url: str, path: str, error: requests.RequestException) -> Servic
 def answered(url: str, method: str, path: str, status: int, body: Any) -> ServiceError:
     """Return what an answer means that is not what was asked for; the facts carry its status."""
     said = body if isinstance(body, dict) else {}
-    words = " ".join(str(said[key]) for key in ("reason", "error") if said.get(key))[:500]
+    words = str(said.get("reason") or "")[:500] + (f" ({said['error']})"[:100] if said.get("error") else "")
+    words = words.strip()
     cause, hint = _meaning(url, path, status, words)
     return ServiceError(
         f"the CouchDB at {url} answered {status} to {method} {path}: {cause}",
@@ -62,7 +63,7 @@ def _meaning(url: str, path: str, status: int, words: str) -> tuple[str, str]:
         return (
             words,
             "The database is mapped to nodes that are not here, or its shards' files are missing: compare "
-            f"{url}/_membership with {url}/_node/_local/_dbs{path.partition('?')[0]}",
+            f"{url}/_membership with {url}/_node/_local/_dbs/{path.split('/')[1]}",
         )
     if status in (301, 302, 303, 307, 308) or 200 <= status < 300:
         return words or "this is no answer of CouchDB", f"Point couchdb_url at the node itself; see {CONFIG}."
