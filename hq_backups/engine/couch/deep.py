@@ -8,7 +8,6 @@ from hq_backups.engine.couch import layout, unpacked
 from hq_backups.engine.couch.contents import listed
 from hq_backups.engine.couch.couchfile import CouchFile, has_header
 from hq_backups.engine.couch.shardmaps import ShardMap, shard_file
-from hq_backups.engine.errors import CorruptBackup
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 

@@ -63,7 +63,7 @@ def paths(tree: Path) -> Iterator[str]:
 
 def check(tree: Path, manifest: Manifest, events: Events) -> Contents:
     """Check that everything recorded is there, and that no database would come up empty; raises CorruptBackup."""
-    if not manifest.surveyed:
+    if not manifest.surveyed and "parts" not in manifest.source:
         _check_sizes(tree, manifest)
     contents = read(tree, manifest.name)
     told = manifest.source.get("of_node")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,14 @@ class Destination:
     """An empty directory for each of the manifest's outer directories, by id."""
     replaces: Path | None = None
     """The data directory whose place the tree will take; it may be there, and in use."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several artifacts that are restored as one."""
+
+    manifest: Manifest
+    location: Mapping[str, Any]
 
 
 class Stream(Protocol):
@@ -127,6 +135,18 @@ class Store(ABC):
     def outside(self, tree: Path) -> list[Path]:
         """Return the directories outside a data directory that belong to it, and to nothing else."""
         return []
+
+    def unite(self, parts: Sequence[Part]) -> Manifest:
+        """Return the manifest of what several artifacts are together; its sha256 stands for all of theirs."""
+        raise UsageError(f"backups of {self.name} cannot be restored several at once", hint="Name one.")
+
+    def parts(self, manifest: Manifest) -> Sequence[Part]:
+        """Return the artifacts that such a manifest is of; none for that of a single one."""
+        return ()
+
+    def join(self, tree: Path, trees: Sequence[Path], manifest: Manifest, events: Events) -> None:
+        """Make one data directory, ``tree``, of the unpacked parts, which lie in it; raises CorruptBackup."""
+        raise NotImplementedError
 
     @abstractmethod
     def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:

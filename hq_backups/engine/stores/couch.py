@@ -6,9 +6,10 @@ Facts: couchdb.md of the design, docs.couchdb.org (cluster/sharding, config/couc
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hq_backups.engine.couch import (
     passing,
     serving,
     snapshot,
+    union,
     unpacked,
 )
 from hq_backups.engine.couch.contents import listed
@@ -32,9 +34,9 @@ from hq_backups.engine.couch.node import Node
 from hq_backups.engine.couch.service import find_couch_service
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
-from hq_backups.engine.manifest import Manifest
+from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.requests import RestoreRequest
-from hq_backups.engine.stores.base import Destination, Prepared, Store, Stream
+from hq_backups.engine.stores.base import Destination, Part, Prepared, Store, Stream
 from hq_backups.engine.streams import PlainReader
 
 ASK_SECONDS = 20.0
@@ -124,6 +126,21 @@ class Couch(Store):
         if manifest is None or manifest.surveyed:
             return passing.walk_old(plain, events)
         return passing.walk_ours(plain, manifest, events)
+
+    def unite(self, parts: Sequence[Part]) -> Manifest:
+        """Return what several nodes' backups are together; raises CorruptBackup when a range is in none."""
+        return union.unite([part.manifest for part in parts], [part.location for part in parts])
+
+    def parts(self, manifest: Manifest) -> Sequence[Part]:
+        """Return the backups of each node."""
+        return [
+            Part(load_manifest(json.dumps(each["manifest"]).encode(), manifest.name), each["location"])
+            for each in manifest.source.get(union.PARTS, ())
+        ]
+
+    def join(self, tree: Path, trees: Sequence[Path], manifest: Manifest, events: Events) -> None:
+        """Make one data directory of what was unpacked of each node."""
+        union.join(tree, trees, manifest.name, events)
 
     def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:
         """Unpack databases and what of their views can be trusted; never the nodes of the old cluster."""
