@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hq_backups.engine.couch import unpacked
+from hq_backups.engine.couch import snapshot, unpacked
 from hq_backups.engine.couch.couchfile import CouchFile
 from hq_backups.engine.errors import Exit
 from tests.integration.couch_helpers import CouchHost
@@ -28,6 +31,27 @@ State = dict[str, dict[str, str]]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out sync(2): it waits for whatever else this machine writes."""
     monkeypatch.setattr("os.sync", lambda: None)
+
+
+class SlowSystem:
+    """The os module of a machine with other work: between two looks at files, anything can happen."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        time.sleep(0.0005)
+        return os.fstat(fd)
+
+    def open(self, path: Path, flags: int) -> int:
+        time.sleep(0.0005)
+        return os.open(path, flags)
+
+
+@pytest.fixture(autouse=True)
+def slow_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widen the gaps in which a snapshot could go wrong."""
+    monkeypatch.setattr(snapshot, "os", SlowSystem())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import os
 import random
 import select
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from tests.testbed.couch_writer import CouchAppender
 Q = 2
 MOST_DATABASES = 6
 MOST_DOCS = 60
+PAUSE = 0.06
 
 
 class Database:
@@ -141,7 +143,10 @@ def main(arguments: list[str]) -> int:
         churn.step()
         print("ready", flush=True)
         while not select.select([sys.stdin], [], [], 0)[0]:
-            churn.step()
+            for _ in range(churn.random.randrange(20)):
+                churn.step()
+            # Bursts, as clients give them: without a pause no two looks would ever agree.
+            time.sleep(churn.random.random() * PAUSE)
     return 0
 
 
