@@ -25,9 +25,9 @@ _POLL_SECONDS = 0.2
 _SYSTEM = "_"
 
 
-def await_answer(node: Node, seconds: float = ANSWER_SECONDS) -> None:
+def await_answer(node: Node) -> None:
     """Wait until a node takes requests and knows its admin; raises ServiceError."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
             node.membership()
