@@ -24,6 +24,7 @@ def about(manifest: Manifest) -> dict[str, Any]:
         "from_nodes": contents.nodes,
         "databases": len(databases),
         "documents": sum(each.get("doc_count", 0) for each in databases.values()),
+        "of_backups": [str(part["manifest"]["name"]) for part in manifest.source.get("parts", ())],
         "views": "kept"
         if has_safe_views(manifest)
         else "built anew: they could be newer than their databases",
