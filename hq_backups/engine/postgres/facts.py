@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.postgres.psql import (
@@ -14,6 +17,11 @@ from hq_backups.engine.postgres.psql import (
     query_lines,
     replication_rows,
 )
+
+T = TypeVar("T")
+
+SIDE_BY_SIDE = 4
+"""Connections at a time."""
 
 _IDENTITY = """
 SELECT json_build_object(
@@ -54,8 +62,14 @@ SELECT json_build_object(
 );
 """
 
+# table_bytes: heap and TOAST of what a dump holds; system catalogs and indexes are not.
 _CONTENTS = """
 SELECT json_build_object(
+  'table_bytes', (SELECT coalesce(sum(pg_relation_size(c.oid)
+          + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)), 0)
+        + (SELECT pg_relation_size('pg_catalog.pg_largeobject'))
+      FROM pg_class c
+      WHERE c.relkind = 'r' AND c.oid >= 16384 AND c.relnamespace <> 'pg_toast'::regnamespace),
   'extensions', (SELECT coalesce(json_object_agg(extname, extversion ORDER BY extname), '{}') FROM pg_extension),
   'large_objects', (SELECT count(*) FROM pg_largeobject_metadata),
   'tables', (SELECT coalesce(json_object_agg(format('%I.%I', n.nspname, c.relname), greatest(c.reltuples, 0)::bigint),
@@ -116,15 +130,33 @@ def gather(psql: Path, server: Server) -> Facts:
     server = server.of(int(who["version_num"]) // 10000)
     contents: dict[str, dict[str, Any]] = {}
     unread: dict[str, str] = {}
-    for database in who["databases"]:
-        name = database["name"]
-        if not database["connectable"]:
-            continue
-        try:
-            contents[name] = query_json(psql, server, name, _CONTENTS)
-        except HQBackupsError as error:
-            unread[name] = error.message
+    asked = {
+        database["name"]: partial(query_json, psql, server, database["name"], _CONTENTS)
+        for database in who["databases"]
+        if database["connectable"]
+    }
+    for name, answer in side_by_side(asked).items():
+        if isinstance(answer, HQBackupsError):
+            unread[name] = answer.message
+        else:
+            contents[name] = answer
     return Facts(who, contents, unread)
+
+
+def side_by_side(questions: Mapping[str, Callable[[], T]]) -> dict[str, T | HQBackupsError]:
+    """Ask several questions, a few at a time, and return each one's answer or what kept it from coming.
+
+    A connection costs a server far more than most answers do, and each waits for a program to start.
+    """
+    with ThreadPoolExecutor(SIDE_BY_SIDE, "hqb-ask") as pool:
+        asked = {name: pool.submit(question) for name, question in questions.items()}
+    answers: dict[str, T | HQBackupsError] = {}
+    for name, future in asked.items():
+        try:
+            answers[name] = future.result()
+        except HQBackupsError as error:
+            answers[name] = error
+    return answers
 
 
 def count_rows(psql: Path, server: Server, dbname: str) -> dict[str, int]:

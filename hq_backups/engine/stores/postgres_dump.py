@@ -38,12 +38,6 @@ from hq_backups.engine.stores.base import Destination, Prepared, Stream
 from hq_backups.engine.stores.postgres import SHOWN, PostgresStore, major_of, read_text
 from hq_backups.engine.streams import PlainReader
 
-# Heap and TOAST of what is dumped; system catalogs and indexes are not.
-_TABLE_BYTES = """
-SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)), 0)
-    + (SELECT pg_relation_size('pg_catalog.pg_largeobject'))
-  FROM pg_class c WHERE c.relkind = 'r' AND c.oid >= 16384 AND c.relnamespace <> 'pg_toast'::regnamespace
-"""
 _CLUSTER_DUMP = re.compile(rb"^-- PostgreSQL database cluster dump\r?$", re.MULTILINE)
 _SINGLE_DUMP = re.compile(rb"^-- PostgreSQL database dump\r?$", re.MULTILINE)
 
@@ -84,9 +78,7 @@ class PostgresDump(PostgresStore):
             PROGRAM: f"{dumpall.path} ({dumpall.major})",
             "psql": f"{psql.path} ({psql.major})",
         }
-        table_bytes = sum(
-            int(query_json(psql.path, server, name, f"{_TABLE_BYTES};")) for name in found.contents
-        )
+        table_bytes = sum(int(held["table_bytes"]) for held in found.contents.values())
         source = {
             **found.to_source(),
             "cluster": replay.record(psql.path, server),
