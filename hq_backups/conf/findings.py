@@ -36,6 +36,7 @@ IDS = {
     "W012": "no host backs up a store",
     "W013": "only one of the two service commands is set",
     "W014": "no user is named for the other host's server",
+    "W015": "a cron job of the old scripts is still installed",
 }
 """Every id, with its meaning; ids are never given a second meaning."""
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from hq_backups.conf import engine
 from hq_backups.conf.findings import Finding
+from hq_backups.engine import crons
 from hq_backups.engine.config import STORES
 from hq_backups.settings_table import BUILT_MODES
 
@@ -219,6 +220,12 @@ def _blobs(resolved: Resolved) -> Iterator[Finding]:
         )
 
 
+def _old_crons(resolved: Resolved) -> Iterator[Finding]:
+    for store in resolved.enabled:
+        if (message := crons.collision(store)) is not None:
+            yield Finding("W015", message, crons.HINT, store, engine.SWITCHES[store][0])
+
+
 RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _environment,
     _not_built,
@@ -234,4 +241,5 @@ RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _compression,
     _hosts,
     _commands,
+    _old_crons,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from hq_backups.engine import forecast, names, space
+from hq_backups.engine import crons, forecast, names, space
 from hq_backups.engine.bucket import BucketUpload
 from hq_backups.engine.catalog import good_local
 from hq_backups.engine.config import Config, to_plain
@@ -56,6 +56,8 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         if not request.dry_run:
             repository.recover(events)
             clean_scratch(store, repository, events)
+        if (old := crons.collision(store.name)) is not None:
+            events.warning("old-cron", f"{old}. {crons.HINT}")
         name = names.local_name(store.name, config.env, run.type, run.local, store.mode, config.compression)
         events.step("prepare", f"asking {store.name} what it holds")
         # The bucket is asked meanwhile: both answer from elsewhere.

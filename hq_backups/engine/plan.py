@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import outer, space
+from hq_backups.engine import crons, outer, space
 from hq_backups.engine.config import to_plain
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
@@ -78,7 +78,9 @@ def plan_swap(
             f"the data belongs to user {owner}, and only root can restore it",
             hint="Run the same command as root (sudo).",
         )
-    facts = store.check_restore(manifest, request, events)
+    facts = dict(store.check_restore(manifest, request, events))
+    if (old := crons.collision(store.name)) is not None:
+        facts["old_cron"] = old
     parent = space.existing(request.staging_dir or target.parent)
     if not space.same_filesystem(parent, space.existing(target.parent)):
         raise PreflightFailed(

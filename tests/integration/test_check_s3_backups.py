@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hq_backups.engine import check, errors, names
+from hq_backups.engine import check, crons, errors, names
 from hq_backups.engine.config import Config, Job, S3Config, StoreConfig, to_plain
 from hq_backups.engine.entry import run_job
 from hq_backups.engine.errors import Exit
@@ -165,6 +165,18 @@ class TestGood:
             assert (daily, weekly) == ("postgres_daily_pg0.tar.gz", "postgres_weekly_pg0.tar.gz")
         assert [f["age_seconds"] for f in done.findings] == [5 * 3600, 29 * 3600]
         assert done.findings[0]["size"] == 4096
+
+    def test_an_old_cron_job_beside_ours_is_told(
+        self, dated: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(crons, "CRON_DIR", tmp_path)
+        dated.week()
+        assert "old-cron" not in dated.check().codes
+        (tmp_path / "backup_postgres").write_text("0 0 * * * postgres x\n")
+        said = dated.check()
+        assert said.code is Exit.OK
+        assert "old-cron" in said.codes
+        assert str(tmp_path / "backup_postgres") in said.status
 
     def test_monday_before_the_daily_one(self, either: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
         either.now = either.now.replace(hour=0, minute=30)

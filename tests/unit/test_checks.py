@@ -15,6 +15,7 @@ from django.core.management.base import SystemCheckError
 from hq_backups import conf
 from hq_backups.checks import check_settings
 from hq_backups.conf.findings import IDS
+from hq_backups.engine import crons
 
 S3_ON = {"postgres_s3": True, "AMAZON_S3_ACCESS_KEY": "a", "AMAZON_S3_SECRET_KEY": "b"}
 BOUNCER = {"ENGINE": "django.db.backends.postgresql", "HOST": "pgb0", "PORT": 6432}
@@ -141,7 +142,19 @@ def test_a_bad_file_is_found(id_: str, broken: str, whole: str, tmp_path: Path) 
 
 
 def test_every_id_has_a_case_that_breaks_it() -> None:
-    assert {case[0] for case in CASES} | {case[0] for case in FILES} == set(IDS)
+    assert {case[0] for case in CASES} | {case[0] for case in FILES} | {"W015"} == set(IDS)
+
+
+def test_an_old_cron_job_of_a_store_that_is_on_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crons, "CRON_DIR", tmp_path)
+    assert found({}, {}) == []
+    (tmp_path / "backup_postgres").write_text("0 0 * * * postgres x\n")
+    (finding,) = found({}, {})
+    assert (finding.id, finding.store) == ("W015", "postgres")
+    assert str(tmp_path) in finding.message
+    assert found({"backup_postgres": False}, {}) == []
 
 
 def test_every_default_is_free_of_findings() -> None:
