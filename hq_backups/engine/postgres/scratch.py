@@ -15,7 +15,7 @@ from hq_backups.engine import names, process
 from hq_backups.engine.child import Child
 from hq_backups.engine.errors import CorruptBackup, DiskFull, ProducerFailed, ServiceError
 from hq_backups.engine.postgres import controlfile, tablespaces
-from hq_backups.engine.postgres.psql import Server
+from hq_backups.engine.postgres.psql import LOGIN_TRIGGERS, Server
 from hq_backups.engine.postgres.tools import Tools
 
 PORT = 5432
@@ -100,6 +100,8 @@ def running(
         log = home / "log"
         config, hba = home / "postgresql.conf", home / "pg_hba.conf"
         wanted = {**_settings(data_dir, home, hba, controldata), **(settings or {})}
+        if major >= LOGIN_TRIGGERS:
+            wanted["event_triggers"] = "off"
         lines = [f"{key} = '{value}'" for key, value in wanted.items()]
         config.write_text("\n".join(lines) + "\n")
         hba.write_text("local all all trust\n")

@@ -55,7 +55,7 @@ class PostgresDump(PostgresStore):
         """Ask the server who it is, find the tools for its version, record what a dump does not carry."""
         server, psql = self.source(), self.tools.newest("psql")
         found = _without_theirs(facts.gather(psql.path, server), events)
-        server = server.of(found.major)
+        server = server.of(found.major, superuser=found.identity["is_superuser"])
         _require_names(found.contents)
         for name, reason in found.unread.items():
             raise PreflightFailed(
@@ -97,7 +97,7 @@ class PostgresDump(PostgresStore):
     ) -> Iterator[Stream]:
         """Run pg_dumpall onto its standard output."""
         major = int(prepared.source["version_num"]) // 10000
-        server = self.source().of(major)
+        server = self.source().of(major, superuser=prepared.source["is_superuser"])
         dumpall = self.tools.client(PROGRAM, major)
         argv = [str(dumpall.path), "-w", "-d", server.conninfo("postgres")]
         if not prepared.source["is_superuser"]:
@@ -277,7 +277,8 @@ class PostgresDump(PostgresStore):
                 f"the backup is of PostgreSQL {major}, the server at {server.where} is {who['version']}",
                 hint="Restore into a server of that version.",
             )
-        may = rights.of_user(psql, server.of(major))
+        server = server.of(major, superuser=who["is_superuser"])
+        may = rights.of_user(psql, server)
         may.require(server)
         if not may.superuser:
             _require_tablespaces(manifest, who, server)
@@ -307,7 +308,8 @@ class PostgresDump(PostgresStore):
     ) -> None:
         """Load the dump into the running server, emptied first when that was asked for."""
         cluster = replay.cluster_of(manifest.source, manifest.name)
-        server, psql = self.server().of(major_of(manifest)), self.tools.newest("psql").path
+        server, psql = self.server(), self.tools.newest("psql").path
+        server = server.of(major_of(manifest), superuser=facts.identity(psql, server)["is_superuser"])
         held = in_place.contents(psql, server)
         if held.anything:
             if not recreate:
