@@ -42,6 +42,11 @@ SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c
     + (SELECT pg_relation_size('pg_catalog.pg_largeobject'))
   FROM pg_class c WHERE c.relkind = 'r' AND c.oid >= 16384 AND c.relnamespace <> 'pg_toast'::regnamespace
 """
+# The view shows no options of others' mappings, and does not tell those from mappings without any.
+_HIDDEN_MAPPINGS = """
+SELECT coalesce(json_agg(json_build_object('user', usename, 'server', srvname) ORDER BY srvname, usename), '[]')
+  FROM pg_user_mappings WHERE umoptions IS NULL;
+"""
 
 
 class PostgresDump(PostgresStore):
@@ -73,7 +78,7 @@ class PostgresDump(PostgresStore):
                     "database-left-out", f"database {name!r} takes no connections: it is not dumped"
                 )
         if not found.identity["is_superuser"]:
-            _warn_of_rights(found, server, events)
+            _warn_of_rights(found, server, psql.path, events)
         dumpall = self.tools.client(PROGRAM, found.major)
         tools = {
             PROGRAM: f"{dumpall.path} ({dumpall.major})",
@@ -353,7 +358,7 @@ def _require_names(names: Iterable[str]) -> None:
             )
 
 
-def _warn_of_rights(found: facts.Facts, server: Server, events: Events) -> None:
+def _warn_of_rights(found: facts.Facts, server: Server, psql: Path, events: Events) -> None:
     """Tell what pg_dumpall leaves out without a word when its user is no superuser."""
     events.warning(
         "no-passwords", f"user {server.user} is no superuser: passwords of roles are not in the dump"
@@ -364,6 +369,14 @@ def _warn_of_rights(found: facts.Facts, server: Server, events: Events) -> None:
             f"user {server.user} is no superuser: subscription {each['name']!r} of database {each['database']!r} is "
             "not in the dump",
         )
+    for database in found.contents:
+        for mapping in query_json(psql, server, database, _HIDDEN_MAPPINGS):
+            events.warning(
+                "mapping-options-left-out",
+                f"user {server.user} is no superuser: of the user mapping of {mapping['user']!r} at foreign server "
+                f"{mapping['server']!r} in database {database!r} it sees no options, such as a password; if there are "
+                "any, they are not in the dump",
+            )
 
 
 def _require_tablespaces(manifest: Manifest, who: Mapping[str, Any], server: Server) -> None:
