@@ -149,3 +149,27 @@ def test_passwords_of_user_mappings_that_cannot_be_seen_are_named(fresh_pg: Fres
     assert "of hq" not in str(done)
     seen = Host(server, store={"mode": "dump"}).good_backup("weekly")
     assert "mapping-options-left-out" not in seen.warnings
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_load_that_fails_gives_borrowed_memberships_back(version: int, fresh_pg: Fresh) -> None:
+    source, target = fresh_pg(version), fresh_pg(version, new_system=True)
+    for server in (source, target):
+        script(server, MANAGED)
+    script(source, FILLED)
+    script(source, "SET default_transaction_read_only = off; CREATE SCHEMA of_postgres;", "hq")
+    # It owns something in a database that stays, so it stays as well when the server is emptied.
+    script(target, "CREATE ROLE keeper; GRANT CONNECT ON DATABASE rdsadmin TO keeper;")
+    managed(source).good_backup()
+    host = managed(target, backup_dir=managed(source).backups)
+    asked = (
+        "SELECT DISTINCT roleid::regrole FROM pg_auth_members WHERE member::regrole::text = 'master'"
+        " AND roleid >= 16384 AND NOT admin_option"
+    )
+    assert script(target, asked) == ""
+    for recreate in (False, True):
+        done = host.restore(in_place=True, recreate=recreate)
+        assert done.code is Exit.ERROR, done
+        assert "sed -n" in done.error
+        assert script(target, "SELECT count(*) FROM pg_roles WHERE rolname IN ('lone', 'keeper')") == "2"
+        assert script(target, asked) == "hq", "which it is by the dump's own word"

@@ -315,25 +315,25 @@ class PostgresDump(PostgresStore):
         cluster = replay.cluster_of(manifest.source, manifest.name)
         server, psql = self.server(), self.tools.newest("psql").path
         server = server.of(major_of(manifest), superuser=facts.identity(psql, server)["is_superuser"])
-        held = in_place.contents(psql, server)
-        if held.anything:
-            if not recreate:
-                raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
-            events.step("recreate", f"deleting {held.listed()}")
-            in_place.empty(psql, server, held, cluster, events)
-        who, may = facts.identity(psql, server), rights.of_user(psql, server)
-        narrower = None if may.superuser else rights.Narrower(may)
-        there = {str(t["name"]): None for t in who["tablespaces"]}
-        changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there, narrower)
-        scanner = load(plain, psql, server, changes, server.where)
-        if narrower is None:
-            _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
-        else:
-            narrower.warn(events)
-            in_place.put_back(psql, server, cluster, manifest.name, events)
-        self._compare_names(facts.gather(psql, server), scanner, manifest, events)
-        if narrower is not None:
-            rights.give_back(psql, server, narrower, events)
+        held, before = in_place.contents(psql, server), rights.of_user(psql, server)
+        if held.anything and not recreate:
+            raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
+        with rights.borrowed(psql, server, before, events) as narrower:
+            if held.anything:
+                events.step("recreate", f"deleting {held.listed()}")
+                in_place.empty(psql, server, held, cluster, events)
+            who = facts.identity(psql, server)
+            if narrower is not None:
+                narrower.renew(rights.of_user(psql, server), who["roles"])
+            there = {str(t["name"]): None for t in who["tablespaces"]}
+            changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there, narrower)
+            scanner = load(plain, psql, server, changes, server.where)
+            if narrower is None:
+                _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
+            else:
+                narrower.warn(events)
+                in_place.put_back(psql, server, cluster, manifest.name, events)
+            self._compare_names(facts.gather(psql, server), scanner, manifest, events)
 
 
 def _without_theirs(found: facts.Facts, events: Events) -> facts.Facts:
