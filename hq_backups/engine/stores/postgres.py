@@ -201,6 +201,8 @@ class PostgresStore(Store):
             about["taken_from"] = str(manifest.source["address"])
         quiet = afterwards.is_quiet(manifest, self.config, beside=not in_place)
         about |= afterwards.plan_facts(manifest, quiet=quiet)
+        if listed := tablespaces.recorded(manifest.source, manifest.name):
+            about["outer_names"] = {each.oid: each.name for each in listed}
         if not in_place:
             return about
         programs = self.tools.own("postgres", major)
