@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
 MODES = ("plain", "dump", "tablespaces")
 SWEEP = int(os.environ.get("HQ_BACKUPS_TESTS_SWEEP", "0"))
 SEED = 20261122
+ONLY = {"test_a_restore_killed_while_it_loads_leaves_no_server": ("dump",)}
+IN_SHORT = tuple(ONLY)
 
 
 def steps_of(victim: Victim, job: Job) -> list[str]:
@@ -326,11 +328,27 @@ def test_a_deep_verify_that_is_killed_leaves_nothing_to_the_next_run(victim: Vic
         wait_until(lambda: reached(engine.said()) or not engine.running, what=moment)
         engine.kill()
         assert engine.wait().killed
+    # A server that it had started ends with it, and does not wait for the next run.
+    victim.settled()
+    if moment == "counting":
+        wait_until(lambda: not victim.stray_temporaries(), what="the end of its socket's directory")
     victim.assert_survived({entry["run"]})
     # The next backup, not only the next deep verify: its unpacked tree may fill the disk.
     victim.run(victim.backup()).expect(0)
     victim.assert_clean()
     assert victim.stray_temporaries() == []
+
+
+def test_a_restore_killed_while_it_loads_leaves_no_server(victim: PostgresVictim) -> None:
+    victim.run(victim.backup()).expect(0)
+    beside = victim.backups / "beside"
+    with victim.engine(victim.restore(target_dir=beside)) as engine:
+        wait_until(lambda: victim.is_filling(engine.said()) or not engine.running, what="the loading")
+        assert (beside / "postmaster.pid").exists()
+        engine.kill()
+        assert engine.wait().killed
+    victim.settled()
+    assert not (beside / "postmaster.pid").exists()
 
 
 def test_a_cancelled_backup_leaves_nothing(in_bucket: Victim) -> None:

@@ -182,7 +182,9 @@ def test_tablespaces_are_loaded_into_places_of_their_own(fresh_pg: Fresh) -> Non
     done = host.restore()
     assert done.code is Exit.OK, done.error
     assert serves_notes(server)
-    (place,) = done.of("plan")[0]["outer"].values()
+    (plan,) = done.of("plan")
+    ((number, place),) = plan["outer"].items()
+    assert plan["facts"]["outer_names"] == {number: "fa st"}
     assert server.psql(
         "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fa st'"
     ) == str(place)
@@ -282,7 +284,7 @@ def test_a_server_that_is_not_empty_is_loaded_only_when_it_may_be_emptied(
     host = elsewhere()
     script(
         host.server,
-        'CREATE ROLE hq; CREATE ROLE old; CREATE DATABASE "od d" OWNER old; CREATE TABLE t (n int);',
+        'CREATE ROLE hq; CREATE ROLE old; CREATE DATABASE "od d" OWNER old IS_TEMPLATE true; CREATE TABLE t (n int);',
     )
     refused = host.restore(in_place=True)
     assert refused.code is Exit.PREFLIGHT
