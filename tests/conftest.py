@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
+from tests.testbed.couch import CouchNode, FakeCouch, couch_class, couch_user
+from tests.testbed.couch_data import unpack_fixture
 from tests.testbed.debian import DebianCluster
 from tests.testbed.pgbouncer import PgBouncer
 from tests.testbed.places import POSTGRES_VERSIONS, python_reachable, server_user
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from xdist.scheduler import LoadScopeScheduling
+
+# A loaded machine makes any single example slow.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 REQUIRED = os.environ.get("HQ_BACKUPS_TESTS_REQUIRE_SERVICES") == "1"
 MARKERS = {
@@ -194,6 +201,34 @@ def pgbouncer() -> Iterator[Callable[[PostgresServer], PgBouncer]]:
         def make(server: PostgresServer) -> PgBouncer:
             workdir = stack.enter_context(short_directory(server.os_user))
             return stack.enter_context(PgBouncer(workdir, server))
+
+        yield make
+
+
+@pytest.fixture
+def couch_node() -> Iterator[Callable[..., CouchNode]]:
+    """Return a factory of CouchDB nodes: `couch_node("t0", node_name="couchdb@other")`.
+
+    Its data directory is a copy of the real node's at "t0" or "t1", ``data_dir``, or empty. A real node runs
+    where HQ_BACKUPS_TESTS_COUCHDB names a release; with ``options`` it is always the stand-in, told to fail.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            moment: str | None = None, *, start: bool = True, options: tuple[str, ...] = (), **described: Any
+        ) -> CouchNode:
+            described.setdefault("os_user", couch_user())
+            kind = FakeCouch if options else couch_class()
+            reason = kind.unavailable()
+            require_service("CouchDB", not reason, reason)
+            workdir = stack.enter_context(short_directory(described["os_user"]))
+            service = kind(workdir, options=options, **described)
+            stack.callback(service.stop)
+            if moment is not None:
+                unpack_fixture(moment, service.data_dir, service.os_user)
+            if start:
+                service.start()
+            return service
 
         yield make
 

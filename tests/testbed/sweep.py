@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 from pathlib import Path
 
+from tests.testbed import couch_ctl
 from tests.testbed.places import IS_ROOT
 from tests.testbed.process import DIRECTORY_PREFIX, ServiceError, alive, run_here
 
@@ -27,6 +29,8 @@ def sweep() -> None:
     for path in left:
         for lock in path.rglob("postmaster.pid"):
             _end_server(lock)
+        for state in path.glob("state.json"):
+            _end_node(state)
         if IS_ROOT and os.path.ismount(path):
             with contextlib.suppress(ServiceError):
                 run_here("umount", "--lazy", path)
@@ -38,6 +42,13 @@ def sweep() -> None:
             shutil.rmtree(path, ignore_errors=True)
             log = f"postgresql-{path.parent.name}-{path.name}.log"
             (Path("/var/log/postgresql") / log).unlink(missing_ok=True)
+
+
+def _end_node(state: Path) -> None:
+    """End the CouchDB node that commands of a test started, if it is still that one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, ServiceError):
+        if state.stat().st_uid == os.geteuid():
+            couch_ctl.stop(json.loads(state.read_text()))
 
 
 def _end_server(lock: Path) -> None:

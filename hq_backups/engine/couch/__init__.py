@@ -1,0 +1,1 @@
+"""CouchDB's files, shard maps and nodes, as the couch store needs them."""
