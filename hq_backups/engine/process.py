@@ -97,9 +97,11 @@ class Producer(Child):
         stdout = self.popen.stdout
         assert stdout is not None  # noqa: S101  it was asked for
         self._stdout = stdout.fileno()
+        self.roomy = False
+        """Whether the pipe holds as much as was asked for."""
         # More than /proc/sys/fs/pipe-max-size is refused to other users than root.
         with contextlib.suppress(OSError):
-            fcntl(self._stdout, F_SETPIPE_SZ, pipe_size)
+            self.roomy = fcntl(self._stdout, F_SETPIPE_SZ, pipe_size) >= pipe_size
 
     @property
     def stdin(self) -> IO[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from hq_backups.engine.postgres.psql import Server, explain
 PROGRAM = "pg_dumpall"
 _BATCH = 256 << 10
 """Bytes that are mended at once: a pipe gives as little as a page."""
+_LITTLE, _PAUSE = 128 << 10, 0.001
+"""pg_dump writes a page at a time: a reader that lets so many seconds pass before the next look is woken a tenth as
+often, and the pipe, which holds more than comes meanwhile, makes nobody wait."""
 
 
 class DumpStream:
@@ -33,6 +37,8 @@ class DumpStream:
         count = 0
         while count < len(buffer) and (more := self._take(buffer[count:])):
             count += more
+            if more < _LITTLE and self._producer.roomy:
+                time.sleep(_PAUSE)
         # Scanned where it lies, and much at once: each copy of all that passes is felt.
         self._scanner.feed(buffer[:count])
         return count
