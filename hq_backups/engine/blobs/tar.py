@@ -35,6 +35,8 @@ PROGRAM = "tar"
 OWN = ".hq_backups-"
 """How our own directories begin, at the top of the blob directory: what a killed merge has left is no blob."""
 _BUFFER = 1 << 20
+_RECORD = 128 * 512
+"""tar writes in such records, and fills the last one with zeros."""
 _MAX_LINE = 64 << 10
 _UNREADABLE_PART = 1000
 """One file in so many may be unreadable: a single bad one must not end all backups, a wrong user must."""
@@ -215,6 +217,7 @@ class BlobStream:
         self._buffer = bytearray(_BUFFER)
         self._ready = memoryview(b"")
         self._kept = b""
+        self._size = 0
 
     def readinto(self, view: memoryview, /) -> int:
         """Fill some of ``view``; 0 only when tar has ended well."""
@@ -234,9 +237,10 @@ class BlobStream:
         with memoryview(self._buffer) as whole:
             count = self._tar.readinto(whole[kept:])
         if not count:
-            if kept or not self._watch.ended:
+            if kept or not self._watch.ended or self._size % _RECORD:
                 raise ProducerTruncated("the archive has no end", program=PROGRAM)
             return False
+        self._size += count
         out, begin = self._watch.take(self._buffer, kept + count)
         self._kept = bytes(self._buffer[begin : kept + count])
         self._ready = memoryview(self._buffer)[:out]

@@ -49,7 +49,7 @@ class BlobDB(Store):
         """Find the directory, and see that it can be read."""
         directory = self._source()
         about = directory.stat()
-        program = str(self.settings.options.get("tar") or PROGRAM)
+        program = self._program()
         try:
             version = process.run([program, "--version"], timeout=60).stdout.splitlines()[0]
         except (HQBackupsError, IndexError) as error:
@@ -64,6 +64,11 @@ class BlobDB(Store):
         self._events = events
         # Walking a million files to know what they will be costs as much as reading them.
         return Prepared(last.plain_size if last else 0, source, {PROGRAM: version}, unknown=True)
+
+    def _program(self) -> str:
+        """Return GNU tar."""
+        bin_dir = self.settings.options.get("bin_dir")
+        return str(Path(bin_dir, PROGRAM)) if bin_dir else PROGRAM
 
     def _source(self) -> Path:
         """Return the blob directory; raises PreflightFailed."""
@@ -93,8 +98,7 @@ class BlobDB(Store):
         self, prepared: Prepared, run: str, *, accept_bad_pages: bool = False
     ) -> Iterator[Stream]:
         """Run tar on the directory."""
-        program = str(self.settings.options.get("tar") or PROGRAM)
-        stream = BlobStream(self._source(), self._events, program)
+        stream = BlobStream(self._source(), self._events, self._program())
         with contextlib.closing(stream):
             yield stream
 
