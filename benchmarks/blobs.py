@@ -25,7 +25,7 @@ def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> in
         kind = number % 10
         directory = root / f"{number % 64:02x}"
         directory.mkdir(parents=True, exist_ok=True)
-        size = dice.randint(500, 6000) if kind < 8 else dice.randint(100_000, 2_000_000)
+        size = dice.randint(500, 6000) if kind < 8 else dice.randint(20_000, 400_000)
         content = _forms(dice, size) if compressible else dice.randbytes(size)
         (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
         total += size
@@ -166,9 +166,7 @@ def measure_blobs(home: Path, mib: int, rounds: int) -> None:
         forms, attachments = home / "forms", home / "attachments"
         size = make_blobs(forms, mib, compressible=True)
         bench = Blobs(home, s3, forms)
-        found = alternate(
-            bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work
-        )
+        found = alternate(bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work)
         table("Backup of what compresses, until it lies in the bucket", found, size, {})
         size = make_blobs(attachments, mib, compressible=False)
         bench = Blobs(home, s3, attachments)

@@ -92,7 +92,7 @@ class _Gzip:
     def compress(self, data: Any, /) -> bytes:
         """Take plain bytes, return what is ready."""
         view = memoryview(data)
-        parts = [] if self._begun else [self._HEADER]
+        parts: list[bytes | memoryview] = [] if self._begun else [self._HEADER]
         self._begun = True
         self._crc, self._size = crc32(view, self._crc), self._size + len(view)
         for start in range(0, len(view), self.piece):

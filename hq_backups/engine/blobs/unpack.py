@@ -1,7 +1,7 @@
 """Blobs out of an archive, fast: every member is checked here, then GNU tar makes the files, two at a time.
 
-Making files is the kernel's work, and waits: one tar after the other uses one core of it. What the tars get are
-not the archive's headers, but new ones, made of what was checked: they cannot be read in two ways. Directories
+Making small files is the kernel's work, and waits: one tar after the other uses one core of it. Large ones are
+written here. What the tars get are not the archive's headers, but new ones, made of what was checked: they cannot be read in two ways. Directories
 are made here, and tar opens each file as one that must not be there (``--keep-old-files``).
 """
 
@@ -28,12 +28,14 @@ from hq_backups.engine.blobs.headers import (
 )
 from hq_backups.engine.errors import DiskFull, HQBackupsError, ProducerFailed, UnsafeArchive
 from hq_backups.engine.process import Consumer
-from hq_backups.engine.streams import PlainReader
+from hq_backups.engine.streams import PlainReader, write_all
 
 _BATCH = 256 << 10
 _DEPTH = 4
 """Batches that wait for each tar: what bounds memory."""
 _SINKS = 2
+_LARGE = 64 << 10
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ARGUMENTS = (
     "--extract",
     "--file=-",
@@ -154,12 +156,30 @@ def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
                 continue
             made.above(key)
             files += 1
+            if member.size >= _LARGE:
+                _write(plain, target, key, member)
+                continue
             sinks.add(header(key, file_mode(member.mode), member.size, member.mtime))
             for piece in plain.pieces(member.size):
                 sinks.add(piece)
             sinks.pad(member.size)
         sinks.finish()
     return files, directories
+
+
+def _write(plain: PlainReader, target: Path, key: bytes, member: Member) -> None:
+    """Make a large file without a tar between: its bytes would be copied twice more."""
+    try:
+        fd = os.open(os.path.join(os.fsencode(target), key), _NEW, 0o600)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UnsafeArchive(f"a path is there twice ({member.shown})", name=plain.name) from error
+    try:
+        for piece in plain.pieces(member.size):
+            write_all(fd, piece, target)
+        os.fchmod(fd, file_mode(member.mode))
+        os.utime(fd, (member.mtime, member.mtime))
+    finally:
+        os.close(fd)
 
 
 class _Directories:
