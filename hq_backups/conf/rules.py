@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
@@ -226,6 +227,17 @@ def _old_crons(resolved: Resolved) -> Iterator[Finding]:
             yield Finding("W015", message, crons.HINT, store, engine.SWITCHES[store][0])
 
 
+def _blob_directory(resolved: Resolved) -> Iterator[Finding]:
+    ours, theirs = resolved["blobdb_dir_path"], resolved.surroundings.blob_dir
+    if not resolved["backup_blobdb"] or None in (ours, theirs):
+        return
+    # On a host without a shared drive, one is a link to the other.
+    if os.path.realpath(ours) != os.path.realpath(str(theirs)):
+        message = f"blobdb_dir_path is {ours}, but HQ keeps its blobs in {theirs} (SHARED_DRIVE_CONF)"
+        hint = "Leave blobdb_dir_path out: HQ's own setting is taken then."
+        yield Finding("E016", message, hint, "blobdb", "blobdb_dir_path")
+
+
 RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _environment,
     _not_built,
@@ -238,6 +250,7 @@ RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _mail,
     _nested,
     _blobs,
+    _blob_directory,
     _compression,
     _hosts,
     _commands,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pwd
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import process
+from hq_backups.engine import accounts, process
 from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed, ProducerFailed
 from hq_backups.engine.events import Events
@@ -40,6 +41,11 @@ def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
     if location["kind"] == "local":
         path = Path(location["path"])
         source: AbstractContextManager[Readable]
+        if "fd" in location:
+            with os.fdopen(os.dup(int(location["fd"])), "rb") as opened_source:
+                opened_source.seek(0)
+                yield opened_source
+            return
         try:
             source = _packed(store, path) if path.is_dir() else path.open("rb")
         except FileNotFoundError as error:
@@ -61,8 +67,27 @@ def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
         source.close()
 
 
+@contextmanager
+def handed(location: Mapping[str, Any], owner: str) -> Iterator[tuple[Mapping[str, Any], tuple[int, ...]]]:
+    """Open an artifact that ``owner`` may not read, so that his child need not; return where, and what is open.
+
+    Only what whoever owns the backup directory, or root, has put there as a file: never what a link leads to.
+    """
+    with contextlib.ExitStack() as stack:
+        if location["kind"] == "local" and os.geteuid() == 0:
+            with contextlib.suppress(OSError):
+                fd = os.open(location["path"], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                about, uid = os.fstat(fd), accounts.find(owner).uid
+                trusted = (0, os.stat(os.path.dirname(location["path"])).st_uid)
+                if stat.S_ISREG(about.st_mode) and about.st_uid != uid and about.st_uid in trusted:
+                    yield {**location, "fd": fd}, (fd,)
+                    return
+        yield location, ()
+
+
 def _unreadable(path: Path, user: str | None = None) -> PreflightFailed:
-    user = user or pwd.getpwuid(os.geteuid()).pw_name
+    user = user or accounts.me()
     return PreflightFailed(
         f"user {user} cannot read {path}",
         hint=f"Give it to that user (`chown -R {user} {path}`), or move it where {user} can read.",

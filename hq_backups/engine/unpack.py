@@ -10,7 +10,7 @@ from hq_backups.engine.config import Config
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import load_manifest
-from hq_backups.engine.requests import UnpackRequest
+from hq_backups.engine.requests import LoadRequest, UnpackRequest
 from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
 from hq_backups.engine.stores.base import Destination
@@ -21,7 +21,8 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
     store = open_store(config, manifest.store, manifest.mode)
     with opened(store, request.location, manifest, events) as plain:
-        store.unpack(plain, Destination(request.target, request.outer, request.replaces), manifest, events)
+        spot = Destination(request.target, request.outer, request.replaces, request.only)
+        store.unpack(plain, spot, manifest, events)
         digest = plain.digest()
     compare(digest, manifest)
     said = "as they were when it was read for the plan" if manifest.surveyed else "as the manifest says"
@@ -30,4 +31,14 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     with ThreadPoolExecutor(1, "hqb-sync") as pool:
         pool.submit(os.sync)
         store.check_unpacked(request.target, manifest, events)
+    return Exit.OK
+
+
+def load(config: Config, request: LoadRequest, events: Events) -> Exit:
+    """Load into live data, compare with the manifest; raises CorruptBackup."""
+    manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
+    store = open_store(config, manifest.store, manifest.mode)
+    with opened(store, request.location, manifest, events) as plain:
+        store.load_in_place(plain, manifest, request.restore, events)
+        compare(plain.digest(), manifest)
     return Exit.OK

@@ -31,6 +31,8 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     events.step("verify", f"reading {entry.name} from {location.get('path') or location.get('key')}")
     manifest = describe(config, entry, location, events)
     store = open_store(config, manifest.store, manifest.mode)
+    if request.records:
+        store.expect(request.records)
     if request.deep:
         _deep(store, manifest, dict(location), run_id, events)
     elif entry.manifest is not None:
@@ -76,7 +78,7 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
                 store.unpack(plain, Destination(tree, outer), manifest, events)
                 compare(plain.digest(), manifest)
             store.check_unpacked(tree, manifest, events)
-            events.step("deep", "starting a server of our own on the unpacked copy")
+            events.step("deep", f"{store.deep_words} the unpacked copy")
             store.deep_check(tree, manifest, events)
         finally:
             store.clean_scratch(tree)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.victim import PostgresVictim
+from tests.faults.victim import HostVictim
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces")
+MODES = ("plain", "dump", "tablespaces", "blobdb")
 MIB = 1 << 20
 BOUND = 256 * MIB
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -85,7 +85,7 @@ def name(pid: int) -> str:
 
 @pytest.mark.parametrize("megabytes", [16, 550], ids=["64-MiB", "600-MiB"])
 def test_the_engine_and_its_children_stay_small(
-    own_victim: Callable[..., PostgresVictim], s3: S3Service, versioned_bucket: str, megabytes: int
+    own_victim: Callable[..., HostVictim], s3: S3Service, versioned_bucket: str, megabytes: int
 ) -> None:
     victim = own_victim(compression="gzip")
     victim.make_data(megabytes)
