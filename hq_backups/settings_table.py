@@ -15,7 +15,7 @@ from typing import Any
 
 from hq_backups.setting import DEAD, NOT_BUILT, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
 
-BUILT_MODES = {"postgres": ("plain", "dump"), "blobdb": ("tar",)}
+BUILT_MODES = {"postgres": ("plain", "dump"), "couch": ("tar",), "blobdb": ("tar",)}
 """What this release can back up, by store; whatever else is switched on is said to be not built."""
 
 SHARED_MAPS = ("postgres_users", "couchdb2", "secrets")
@@ -337,7 +337,7 @@ POSTGRES = (
     ),
 )
 
-_couch = partial(Setting, store="couch", status=NOT_BUILT)
+_couch = partial(Setting, store="couch")
 COUCH = (
     _couch("backup_couch", kind="bool", default=False, help="Back up CouchDB."),
     *_stream_store(
@@ -365,7 +365,6 @@ COUCH = (
         default=15984,
         help="The node's own port, not the proxy's.",
         store="couch",
-        status=NOT_BUILT,
     ),
     _couch(
         "couchdb_url",
@@ -390,6 +389,12 @@ COUCH = (
         django=FromDjango("COUCH_DATABASES.default.COUCH_PASSWORD"),
     ),
     *_service_commands(_couch, "couchdb"),
+    _couch(
+        "couchdb_release_dir",
+        kind="dir",
+        help="A CouchDB release (``bin/couchdb`` is in it) that ``verify_backup --deep`` starts on its copy; unset "
+        "means that it reads the files without one, and says what that leaves unchecked.",
+    ),
     _dead("remote_couch_backup", store="couch", reason="the bucket is the place of a second copy"),
 )
 

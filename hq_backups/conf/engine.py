@@ -185,12 +185,15 @@ def _postgres_options(resolved: Resolved) -> Mapping[str, Any]:
 
 
 def _couch_options(resolved: Resolved) -> Mapping[str, Any]:
+    version = resolved.effective["couchdb_version"]
     return {
         "url": resolved["couchdb_url"],
         "username": resolved["COUCH_USERNAME"],
         "password": resolved["COUCH_PASSWORD"],
-        "version": resolved["couchdb_version"],
+        # A default is no knowledge: the node itself is asked then.
+        "version": None if version.source == "default" else version.value,
         "service": resolved["couchdb_service_name"],
+        "release_dir": resolved["couchdb_release_dir"],
         "user": resolved["couchdb_user"],
         "group": resolved["couchdb_group"],
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
@@ -78,11 +78,13 @@ def extract(
     strip: tuple[str, ...] = (),
     outer: Mapping[PurePosixPath, Path] | None = None,
     skip: frozenset[str] = frozenset(),
+    wanted: Callable[[str], bool] | None = None,
 ) -> int:
     """Unpack regular files and directories into the empty directory ``target``; return how many files.
 
     Only what is below the directories of ``strip``, and without them. What is below a path of ``outer`` goes into
-    the empty directory that is named there. The members of ``skip`` are passed over.
+    the empty directory that is named there. The members of ``skip`` are passed over; and so are those that are not
+    ``wanted``, by their path, a directory's with a slash behind it.
 
     Owners are the caller's; modes are kept, without set-id and world bits. Raises UnsafeArchive, CorruptBackup
     and DiskFull.
@@ -92,6 +94,8 @@ def extract(
     for member in members(plain):
         path = safe_path(member, plain.name, strip)
         if path is None or str(path) in skip:
+            continue
+        if wanted is not None and not wanted(f"{path}/" if member.isdir() else str(path)):
             continue
         root, below = _route(path, target, outer or {})
         ours = made.setdefault(root, set())

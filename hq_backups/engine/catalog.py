@@ -211,6 +211,9 @@ def merge(found: Iterable[Entry]) -> list[Entry]:
     return sorted([*by_run.values(), *rest], key=lambda e: e.taken_at, reverse=True)
 
 
+_CONFUSED = {"couch", "blobdb"}
+
+
 def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, dict[str, Any]]:
     """Find the artifact that is meant, and the place to read it from; raises BackupNotFound."""
     path = Path(selection.name)
@@ -247,7 +250,8 @@ def _by_path(store: Store, path: Path) -> tuple[Entry, dict[str, Any]]:
     entry = _local_entry(found, store)
     if entry is None and found.manifest is None:
         old = names.recognise(path.name)
-        if old is not None and old.store != store.name:
+        # In 2017 the script for CouchDB called its archives blobdb_…: what they hold decides.
+        if old is not None and old.store != store.name and {old.store, store.name} != _CONFUSED:
             raise BackupNotFound(name=path, store=store.name, near=f": by its name it is of {old.store}")
         taken = datetime.fromtimestamp(found.mtime, UTC)
         location = {"kind": "local", "path": str(path)}

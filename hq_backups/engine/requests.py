@@ -70,6 +70,8 @@ class RestoreRequest:
     """Only these parts of the artifact, by the names that its store gives them."""
     new_node: str | None = None
     """The name that the restored node must have; None means whatever it calls itself."""
+    also: tuple[str, ...] = ()
+    """Artifacts of other nodes of the same cluster, by name, path or key: all become one."""
     surveyed: Mapping[str, Any] | None = None
     """What a plan read out of an archive without a manifest, so that it is not read twice for that."""
 

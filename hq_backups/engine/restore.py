@@ -7,6 +7,7 @@ On a host where one user owns everything, that user does both.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import os
 import shlex
@@ -27,10 +28,10 @@ from hq_backups.engine.journal import OPEN, Journal, read_journal
 from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.plan import Plan, beside, plan_beside, plan_in_place, plan_swap, staging_prefix
-from hq_backups.engine.requests import LoadRequest, RestoreRequest, UndoRequest, UnpackRequest
+from hq_backups.engine.requests import LoadRequest, RestoreRequest, Selection, UndoRequest, UnpackRequest
 from hq_backups.engine.source import compare, handed, opened
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Destination, Store
+from hq_backups.engine.stores.base import Destination, Part, Store
 from hq_backups.engine.survey import describe
 from hq_backups.engine.swap import Swap, inode
 from hq_backups.engine.switchover import switch
@@ -211,7 +212,22 @@ def _refuse_unfinished(target: Path) -> None:
 def _find(
     config: Config, request: RestoreRequest, events: Events
 ) -> tuple[Mapping[str, Any], Manifest, Store]:
-    entry, location = select(open_store(config, request.selection.store), request.selection, events)
+    """Return what is restored and where it lies; of several artifacts, what they are together."""
+    location, manifest, store = _find_one(config, request, request.selection, events)
+    if not request.also:
+        return location, manifest, store
+    parts = [Part(manifest, location)]
+    for name in request.also:
+        selection = dataclasses.replace(request.selection, name=name, version_id=None)
+        place, other, _ = _find_one(config, request, selection, events)
+        parts.append(Part(other, place))
+    return location, store.unite(parts), store
+
+
+def _find_one(
+    config: Config, request: RestoreRequest, selection: Selection, events: Events
+) -> tuple[Mapping[str, Any], Manifest, Store]:
+    entry, location = select(open_store(config, selection.store), selection, events)
     manifest = describe(config, entry, location, events, request.surveyed)
     if manifest.env != config.env and request.from_env != manifest.env:
         raise WrongEnvironment(

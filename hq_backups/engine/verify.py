@@ -78,7 +78,6 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
                 store.unpack(plain, Destination(tree, outer), manifest, events)
                 compare(plain.digest(), manifest)
             store.check_unpacked(tree, manifest, events)
-            events.step("deep", f"{store.deep_words} the unpacked copy")
             store.deep_check(tree, manifest, events)
         finally:
             store.clean_scratch(tree)

@@ -148,7 +148,7 @@ class TestRunBackup:
         assert engine.jobs[0].request["type"] == "manual"
 
     def test_a_store_that_is_not_built_is_a_usage_error(self, engine: Engine) -> None:
-        for store in ("couch", "couchdb", "blobdb", "elasticsearch"):
+        for store in ("blobdb", "elasticsearch"):
             ended = run("run_backup", store)
             assert (ended.code, ended.last) == (2, "RESULT failed run=- exit=2")
             assert "not built yet" in ended.err
@@ -174,14 +174,14 @@ class TestRunBackup:
     ) -> None:
         settings.HQ_BACKUPS = {
             **settings.HQ_BACKUPS,
-            "backup_couch": True,
-            "couch_data_dir": str(tmp_path / "couch"),
+            "es_local_repo": True,
+            "elasticsearch_data_dir": str(tmp_path / "es"),
         }
         assert run("run_backup", "all").code == 0
-        (tmp_path / "couch").mkdir()
+        (tmp_path / "es").mkdir()
         ended = run("run_backup", "all")
         assert ended.code == 1
-        assert "ERROR: store couch is not built yet" in ended.err
+        assert "ERROR: store elasticsearch is not built yet" in ended.err
         assert [job.request["store"] for job in engine.jobs] == ["postgres", "postgres"]
 
     def test_json_is_lines_of_events_and_the_result_is_on_standard_error(self, engine: Engine) -> None:

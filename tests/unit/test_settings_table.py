@@ -117,6 +117,7 @@ OURS = [
     "elasticsearch_url",
     "postgresql_backup_os_user",
     "couchdb_backup_os_user",
+    "couchdb_release_dir",
     "blobdb_backup_os_user",
     "timezone",
 ]

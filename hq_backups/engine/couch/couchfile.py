@@ -46,7 +46,7 @@ class Doc:
 
 
 @dataclass(frozen=True)
-class _Header:
+class DatabaseHeader:
     """What of a database's header is of use here."""
 
     update_seq: int
@@ -74,7 +74,7 @@ class CouchFile:
                     msg = "it has no header: a node takes it for an empty database"
                     raise Damaged(msg)
                 self._found = found
-                self._header = _read_header(found)
+                self._header = read_header(found)
         except BaseException:
             self._close.close()
             raise
@@ -160,7 +160,8 @@ def has_header(file: BinaryIO) -> bool:
         return False
 
 
-def _read_header(found: FoundHeader) -> _Header:
+def read_header(found: FoundHeader) -> DatabaseHeader:
+    """Return what a header says; raise ValueError when it is no database's."""
     term = found.term
     if not isinstance(term, tuple) or len(term) < _SMALLEST or term[0] != "db_header":
         msg = f"the header at {found.position} is no database's"
@@ -173,4 +174,4 @@ def _read_header(found: FoundHeader) -> _Header:
         msg = "its header has no update sequence"
         raise Damaged(msg)
     position, counts = root_counts(tree, found.position)
-    return _Header(seq, counts, position, uuid.decode("latin-1") if isinstance(uuid, bytes) else "")
+    return DatabaseHeader(seq, counts, position, uuid.decode("latin-1") if isinstance(uuid, bytes) else "")

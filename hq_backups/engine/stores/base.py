@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,14 @@ class Destination:
     """The parts that are wanted, by the store's names for them; empty means everything."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several artifacts that are restored as one."""
+
+    manifest: Manifest
+    location: Mapping[str, Any]
+
+
 class Stream(Protocol):
     """A store's bytes, watched as they pass."""
 
@@ -77,9 +85,6 @@ class Store(ABC):
     """What an artifact of this mode is, unpacked, in words: ``a tar archive``."""
     counted: ClassVar[str | None] = None
     """The number in a manifest's ``source`` that a backup must not lose most of, beside its bytes."""
-
-    deep_words: ClassVar[str] = "starting a server of our own on"
-    """What a deep check does with an unpacked copy."""
 
     def __init__(self, config: Config, settings: StoreConfig) -> None:
         """Take the whole configuration and this store's part of it; nothing is touched."""
@@ -139,6 +144,18 @@ class Store(ABC):
         """Return the directories outside a data directory that belong to it, and to nothing else."""
         return []
 
+    def unite(self, parts: Sequence[Part]) -> Manifest:
+        """Return the manifest of what several artifacts are together; its sha256 stands for all of theirs."""
+        raise UsageError(f"backups of {self.name} cannot be restored several at once", hint="Name one.")
+
+    def parts(self, manifest: Manifest) -> Sequence[Part]:
+        """Return the artifacts that such a manifest is of; none for that of a single one."""
+        return ()
+
+    def join(self, tree: Path, trees: Sequence[Path], manifest: Manifest, events: Events) -> None:
+        """Make one data directory, ``tree``, of the unpacked parts, which lie in it; raises CorruptBackup."""
+        raise NotImplementedError
+
     @abstractmethod
     def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:
         """Unpack an archive into empty directories; raises CorruptBackup."""
@@ -149,7 +166,7 @@ class Store(ABC):
 
     @abstractmethod
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
-        """Start a server of our own on an unpacked tree and compare its contents; raises CorruptBackup."""
+        """Read all that an unpacked tree holds, with a server of our own where there is one; raises CorruptBackup."""
 
     @abstractmethod
     def clean_scratch(self, tree: Path) -> None:

@@ -41,7 +41,6 @@ class BlobDB(Store):
     mode = "tar"
     looks = "a tar archive"
     counted = "files"
-    deep_words = "counting"
 
     # Backup
 
@@ -173,6 +172,7 @@ class BlobDB(Store):
 
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Count what lies on the disk, and compare it with the manifest and HQ's records."""
+        events.step("deep", "counting what lies unpacked")
         files, size = _measure(os.fsencode(tree))
         self._compare(files, size, manifest)
         events.emit(

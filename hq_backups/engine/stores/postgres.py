@@ -84,6 +84,7 @@ class PostgresStore(Store):
 
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Start the cluster on a private socket and count every row."""
+        events.step("deep", "starting a server of our own on the unpacked copy")
         psql = self.tools.newest("psql").path
         recorded = manifest.source.get("bootstrap_role")
         superuser = str(self.settings.options.get("user") or recorded or "postgres")

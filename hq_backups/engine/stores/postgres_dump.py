@@ -251,6 +251,7 @@ class PostgresDump(PostgresStore):
 
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Start the loaded cluster and count every row of every table that was dumped."""
+        events.step("deep", "starting a server of our own on the loaded copy")
         cluster, psql = replay.cluster_of(manifest.source, manifest.name), self.tools.newest("psql").path
         dumped = manifest.source.get("rows") or {}
         with scratch.running(

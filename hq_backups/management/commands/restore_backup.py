@@ -23,6 +23,7 @@ class Command(EngineCommand):
   %(prog)s postgres postgres_demo_daily_2026_11_22.tar.gz
   %(prog)s postgres latest --target-dir /mnt/x  only unpack
   %(prog)s postgres --undo                      take it back
+  %(prog)s couch latest --new-node couchdb@10.0.0.5
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -70,6 +71,18 @@ class Command(EngineCommand):
             action="store_true",
             help="with --in-place: delete what the server holds first, for good",
         )
+        parser.add_argument(
+            "--new-node",
+            metavar="NODE",
+            help="couch: the name that the restored node must have, such as couchdb@10.0.0.5",
+        )
+        parser.add_argument(
+            "--also",
+            metavar="NAME",
+            nargs="+",
+            default=[],
+            help="couch: the backups of the other nodes of the same cluster, all into this one node",
+        )
         parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
 
     def perform(self, **options: Any) -> Exit:
@@ -90,6 +103,11 @@ class Command(EngineCommand):
                 "--in-place goes with neither --undo, --target-dir nor --staging-dir",
                 hint="It changes the running server itself, and cannot be undone.",
             )
+        for name in ("new_node", "also"):
+            if options[name] and options["store"] != "couch":
+                raise UsageError(f"--{name.replace('_', '-')} is for couch only")
+        if options["undo"] and options["also"]:
+            raise UsageError("--also goes with the name of a backup, not with --undo")
         (store,) = self.stores(options["store"])
         if options["undo"]:
             return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
@@ -101,5 +119,7 @@ class Command(EngineCommand):
             disconnect=options["disconnect"],
             in_place=options["in_place"],
             recreate=options["recreate"],
+            new_node=options["new_node"],
+            also=tuple(options["also"]),
         )
         return restoring.confirmed_run(self, "restore", request, options)
