@@ -568,16 +568,16 @@ class TestOnAHostLikeHqs:
         assert not (hq.backups / check.STATUS_FILE).exists()
 
     def test_what_is_not_built_is_said(self, hq: HqHost) -> None:
-        hq.configure(check_s3_backups_email="a@example.com", couch_s3=True, backup_couch=True)
+        hq.configure(check_s3_backups_email="a@example.com", backup_es_s3=True)
         done = hq.run("check_s3_backups")
         assert done.code == 0, done
-        assert "WARNING: couch is not checked: it is not built in this release" in done.err
+        assert "WARNING: elasticsearch is not checked: it is not built in this release" in done.err
         assert "mails nobody" in done.err
-        named = hq.run("check_s3_backups", "postgres", "couchdb", "--no-email")
+        named = hq.run("check_s3_backups", "postgres", "es", "--no-email")
         assert named.code == 2, named
         assert "mails nobody" not in named.err
         assert named.out.startswith("[OK] Last daily postgres backup is ")
-        assert "ERROR: store couch is not built yet" in named.err
+        assert "ERROR: store elasticsearch is not built yet" in named.err
 
     def test_what_cannot_be_checked_is_an_error(self, hq: HqHost) -> None:
         test = hq.run("check_s3_backups", "--send-test-email")

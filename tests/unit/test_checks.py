@@ -99,6 +99,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {"pg_backup_from": "pg1", "postgres_users": {"replication": {"username": "hqrepl"}}},
         {},
     ),
+    (
+        "E016",
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/data/blobdb"},
+        {"backup_blobdb": True, "blobdb_dir_path": "/mnt/shared/blobdb"},
+        {"SHARED_DRIVE_CONF": SimpleNamespace(blob_dir="/mnt/shared/blobdb")},
+    ),
     ("W010", {"postgresql_port": 6432, "pg_backup_from": "pg1"}, {"pg_backup_from": "pg1"}, {}),
 ]
 
@@ -178,8 +184,9 @@ def test_credentials_in_the_home_directory_are_enough(tmp_path: Path) -> None:
 
 
 def test_blobs_on_their_way_to_s3_are_still_on_disk() -> None:
-    django = {"S3_BLOB_DB_SETTINGS": {"url": "x"}, "BLOB_DB_MIGRATING_FROM_FS_TO_S3": True}
-    assert [finding.id for finding in found({"backup_blobdb": True}, django)] == ["W003"]
+    moved = {"S3_BLOB_DB_SETTINGS": {"url": "x"}}
+    assert [finding.id for finding in found({"backup_blobdb": True}, moved)] == ["E014"]
+    assert found({"backup_blobdb": True}, {**moved, "BLOB_DB_MIGRATING_FROM_FS_TO_S3": True}) == []
 
 
 def test_a_missing_key_stops_only_the_stores_that_upload() -> None:

@@ -119,6 +119,9 @@ OURS = [
     "couchdb_backup_os_user",
     "couchdb_release_dir",
     "blobdb_backup_os_user",
+    "blobdb_restore_owner",
+    "blobdb_restore_group",
+    "blobdb_verifier",
     "timezone",
 ]
 
