@@ -50,7 +50,10 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
     if request.in_place or request.merge:
         return _in_place(config, request, manifest, location, store, run_id, events)
     target = store.target().resolve()
-    _refuse_unfinished(target)
+    if _is_unfinished(target):
+        # Unless one is at work right now: then that is what is said.
+        with _locks(store, target, run_id):
+            _refuse_unfinished(target)
     plan = plan_swap(request, location, manifest, store, target, run_id, events)
     events.emit("plan", **to_plain(plan))
     if request.plan_only:
@@ -197,6 +200,12 @@ def _undo_facts(journal: Journal) -> dict[str, Any]:
         if journal.old_inode is not None
         else "no data, and the server stays down: there were no data before this restore",
     }
+
+
+def _is_unfinished(target: Path) -> bool:
+    """Tell whether a restore of a target has begun and not come to its end."""
+    journal = read_journal(target)
+    return journal is not None and journal.phase in OPEN
 
 
 def _refuse_unfinished(target: Path) -> None:

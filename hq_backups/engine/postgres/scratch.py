@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -112,8 +113,9 @@ def running(
                     [*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True
                 )
             except ProducerFailed as error:
-                tail = _tail(log)
-                raise CorruptBackup(f"the server does not start on it: {tail}", name=name) from error
+                if _is_full(log):
+                    raise DiskFull(path=data_dir) from error
+                raise CorruptBackup(f"the server does not start on it: {_tail(log)}", name=name) from error
             try:
                 yield Server(host=str(home), port=PORT, user=superuser, major=major)
                 if keep:
@@ -129,10 +131,9 @@ def _shut_down(data_dir: Path, pg_ctl: Path, log: Path) -> None:
     try:
         process.run(argv, timeout=STOP_SECONDS + 60, leaves_daemon=True)
     except ProducerFailed as error:
-        said = _tail(log)
-        if "No space left on device" in said:
+        if _is_full(log):
             raise DiskFull(path=data_dir) from error
-        raise ServiceError(f"the server that loaded the backup did not shut down: {said}") from error
+        raise ServiceError(f"the server that loaded the backup did not shut down: {_tail(log)}") from error
 
 
 def stop(data_dir: Path, pg_ctl: Path, user: str | None = None) -> None:
@@ -169,6 +170,13 @@ def recorded_limits(data_dir: Path, pg_controldata: Path) -> dict[str, int]:
     """Return the limits that the control file records (``max_prepared_transactions`` guards recovery)."""
     said = controlfile.report(pg_controldata, data_dir)
     return {_SPELT.get(name, name): int(value) for name, value in _LIMIT.findall(said)}
+
+
+def _is_full(log: Path) -> bool:
+    """Tell whether a server found its disk full; its last words may be others."""
+    with contextlib.suppress(OSError):
+        return b"No space left on device" in log.read_bytes()
+    return False
 
 
 def _tail(log: Path) -> str:
