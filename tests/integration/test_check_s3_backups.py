@@ -573,7 +573,7 @@ class TestOnAHostLikeHqs:
         assert done.code == 0, done
         assert "WARNING: elasticsearch is not checked: it is not built in this release" in done.err
         assert "mails nobody" in done.err
-        named = hq.run("check_s3_backups", "postgres", "es", "--no-email")
+        named = hq.run("check_s3_backups", "postgres", "elasticsearch", "--no-email")
         assert named.code == 2, named
         assert "mails nobody" not in named.err
         assert named.out.startswith("[OK] Last daily postgres backup is ")
