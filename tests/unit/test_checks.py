@@ -77,6 +77,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {},
         {"MAILERS": {"default": {"BACKEND": MAIL + "dummy.EmailBackend"}}},
     ),
+    (
+        "E016",
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/data/blobdb"},
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/shared/../shared/blobdb"},
+        {"SHARED_DRIVE_CONF": SimpleNamespace(blob_dir="/opt/shared/blobdb")},
+    ),
     ("W006", {"aws_endpoint": "http://s3.example.com"}, {"aws_endpoint": "http://10.0.0.5"}, {}),
     (
         "W007",
@@ -166,7 +172,7 @@ def test_credentials_in_the_home_directory_are_enough(tmp_path: Path) -> None:
 
 def test_blobs_on_their_way_to_s3_are_still_on_disk() -> None:
     django = {"S3_BLOB_DB_SETTINGS": {"url": "x"}, "BLOB_DB_MIGRATING_FROM_FS_TO_S3": True}
-    assert [finding.id for finding in found({"backup_blobdb": True}, django)] == ["W003"]
+    assert [finding.id for finding in found({"backup_blobdb": True}, django)] == []
 
 
 def test_a_missing_key_stops_only_the_stores_that_upload() -> None:

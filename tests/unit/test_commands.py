@@ -148,7 +148,7 @@ class TestRunBackup:
         assert engine.jobs[0].request["type"] == "manual"
 
     def test_a_store_that_is_not_built_is_a_usage_error(self, engine: Engine) -> None:
-        for store in ("couch", "couchdb", "blobdb", "elasticsearch"):
+        for store in ("couch", "couchdb", "elasticsearch"):
             ended = run("run_backup", store)
             assert (ended.code, ended.last) == (2, "RESULT failed run=- exit=2")
             assert "not built yet" in ended.err

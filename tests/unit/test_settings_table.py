@@ -118,6 +118,9 @@ OURS = [
     "postgresql_backup_os_user",
     "couchdb_backup_os_user",
     "blobdb_backup_os_user",
+    "blobdb_restore_owner",
+    "blobdb_restore_group",
+    "blobdb_verifier",
     "timezone",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Command(EngineCommand):
   %(prog)s postgres postgres_demo_daily_2026_11_22.tar.gz
   %(prog)s postgres latest --target-dir /mnt/x  only unpack
   %(prog)s postgres --undo                      take it back
+  %(prog)s blobdb latest --merge                add the blobs that are missing
+  %(prog)s blobdb latest --only KEY KEY --target-dir /mnt/x
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -70,6 +73,18 @@ class Command(EngineCommand):
             action="store_true",
             help="with --in-place: delete what the server holds first, for good",
         )
+        parser.add_argument(
+            "--merge",
+            action="store_true",
+            help="blobdb: add what is missing to the data that are there, and change nothing else",
+        )
+        parser.add_argument(
+            "--only",
+            metavar="KEY",
+            nargs="+",
+            default=[],
+            help="blobdb, with --merge or --target-dir: only these blobs, or all below such a directory",
+        )
         parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
 
     def perform(self, **options: Any) -> Exit:
@@ -91,6 +106,7 @@ class Command(EngineCommand):
                 hint="It changes the running server itself, and cannot be undone.",
             )
         (store,) = self.stores(options["store"])
+        _require_parts(store, options)
         if options["undo"]:
             return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
         request = RestoreRequest(
@@ -101,5 +117,29 @@ class Command(EngineCommand):
             disconnect=options["disconnect"],
             in_place=options["in_place"],
             recreate=options["recreate"],
+            merge=options["merge"],
+            only=tuple(options["only"]),
         )
         return restoring.confirmed_run(self, "restore", request, options)
+
+
+def _require_parts(store: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a restore of parts that is none."""
+    if not options["merge"] and not options["only"]:
+        return
+    if store != "blobdb":
+        raise UsageError("--merge and --only are for blobdb", hint="Other stores are restored whole.")
+    if options["undo"]:
+        raise UsageError(
+            "--undo goes with neither --merge nor --only", hint="A merge changes nothing that is there."
+        )
+    if options["merge"] and (options["target_dir"] or options["staging_dir"] or options["in_place"]):
+        raise UsageError(
+            "--merge goes with neither --target-dir, --staging-dir nor --in-place",
+            hint="It adds to the blob directory itself.",
+        )
+    if options["only"] and not options["merge"] and not options["target_dir"]:
+        raise UsageError(
+            "--only goes with --merge or --target-dir",
+            hint="A restore of the whole directory would set all the other blobs aside.",
+        )
