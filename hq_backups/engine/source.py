@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -73,17 +72,30 @@ def handed(location: Mapping[str, Any], owner: str) -> Iterator[tuple[Mapping[st
 
     Only what whoever owns the backup directory, or root, has put there as a file: never what a link leads to.
     """
-    with contextlib.ExitStack() as stack:
-        if location["kind"] == "local" and os.geteuid() == 0:
-            with contextlib.suppress(OSError):
-                fd = os.open(location["path"], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                about, uid = os.fstat(fd), accounts.find(owner).uid
-                trusted = (0, os.stat(os.path.dirname(location["path"])).st_uid)
-                if stat.S_ISREG(about.st_mode) and about.st_uid != uid and about.st_uid in trusted:
-                    yield {**location, "fd": fd}, (fd,)
-                    return
+    fd = _to_hand(location, owner)
+    if fd is None:
         yield location, ()
+        return
+    try:
+        yield {**location, "fd": fd}, (fd,)
+    finally:
+        os.close(fd)
+
+
+def _to_hand(location: Mapping[str, Any], owner: str) -> int | None:
+    if location["kind"] != "local" or os.geteuid() != 0:
+        return None
+    path = location["path"]
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    about, uid = os.fstat(fd), accounts.find(owner).uid
+    trusted = (0, os.stat(os.path.dirname(path)).st_uid)
+    if stat.S_ISREG(about.st_mode) and about.st_uid != uid and about.st_uid in trusted:
+        return fd
+    os.close(fd)
+    return None
 
 
 def _unreadable(path: Path, user: str | None = None) -> PreflightFailed:

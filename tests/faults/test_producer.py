@@ -20,7 +20,13 @@ from tests.testbed.s3 import S3Service
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
 MODES = ("plain", "dump", "blobdb")
 IN_SHORT = ("test_one_killed_after_its_last_byte_leaves_nothing",)
-ONLY = {"test_one_that_stops_inside_a_member_s_header_leaves_nothing": ("plain",)}
+SERVERS = ("plain", "dump")
+ONLY = {
+    "test_one_that_stops_inside_a_member_s_header_leaves_nothing": ("plain",),
+    "test_the_real_one_killed_leaves_nothing": SERVERS,
+    "test_the_server_s_sender_killed_leaves_nothing": SERVERS,
+    "test_a_server_stopped_at_once_in_the_middle_leaves_nothing": SERVERS,
+}
 MIB = 1 << 20
 CUT = "its output is not whole"
 slow = pytest.mark.slow
@@ -196,7 +202,8 @@ def test_a_server_stopped_at_once_in_the_middle_leaves_nothing(
 def test_what_it_writes_to_its_error_output_never_blocks_it(attacked: HostVictim, fake: FakeProducer) -> None:
     fake.plan(say="x" * (4 * MIB) + "\nthe last word\n", status=1)
     said = attacked.run(attacked.backup()).expect(1)
-    assert "the last word" in said.errors
+    # What tar says is read word by word: the first that is not understood is told.
+    assert ("not understood" if attacked.producer == "tar" else "the last word") in said.errors
     assert len(said.stdout) < 100_000
 
 

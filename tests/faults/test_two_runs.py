@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -74,8 +76,11 @@ def test_two_restores_of_one_target(own_victim: Callable[..., HostVictim]) -> No
         wait_until(
             lambda: [*victim.server.workdir.glob(".data.*staging-*")] or not first.running, what="the staging"
         )
+        # Stopped, it holds what it holds, however quick it is.
+        os.kill(first.pid, signal.SIGSTOP)
         outcome = victim.run(victim.restore())
         undone = victim.run(victim.undo())
+        os.kill(first.pid, signal.SIGCONT)
         first.wait().expect(0)
     assert outcome.status == 6, outcome.errors
     assert f"pid {first.pid} of user root" in outcome.errors

@@ -5,6 +5,7 @@ The attacks know only :class:`Victim`; another store is another subclass.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -16,8 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hq_backups.engine import names
 from hq_backups.engine.config import Config, Job, Retention, S3Config, StoreConfig, to_plain
 from hq_backups.engine.entry import run_job
+from hq_backups.engine.events import utc_now
 from hq_backups.engine.requests import (
     BackupRequest,
     CatalogRequest,
@@ -35,6 +38,7 @@ from tests.testbed.s3 import REGION, S3Service
 
 ENV = "prod"
 HOST = "pg0"
+_NUMBERS = itertools.count(1)
 
 
 class Victim(ABC):
@@ -108,7 +112,9 @@ class Victim(ABC):
         return self.job("verify", VerifyRequest(Selection(self.store, name, source), deep))
 
     def restore(self, name: str = "latest", *, source: str | None = None, **asked: Any) -> Job:
-        return self.job("restore", RestoreRequest(Selection(self.store, name, source), **asked))
+        made = self.job("restore", RestoreRequest(Selection(self.store, name, source), **asked))
+        # Two of one second, which no operator manages, must not have one name.
+        return replace(made, run=f"{names.run_id(utc_now(), HOST, self.store)}-{next(_NUMBERS)}")
 
     def undo(self) -> Job:
         return self.job("undo", UndoRequest(self.store))

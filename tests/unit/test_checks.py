@@ -78,6 +78,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {},
         {"MAILERS": {"default": {"BACKEND": MAIL + "dummy.EmailBackend"}}},
     ),
+    (
+        "E016",
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/data/blobdb"},
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/shared/../shared/blobdb"},
+        {"SHARED_DRIVE_CONF": SimpleNamespace(blob_dir="/opt/shared/blobdb")},
+    ),
     ("W006", {"aws_endpoint": "http://s3.example.com"}, {"aws_endpoint": "http://10.0.0.5"}, {}),
     (
         "W007",

@@ -41,7 +41,9 @@ _MAX_LINE = 64 << 10
 _UNREADABLE_PART = 1000
 """One file in so many may be unreadable: a single bad one must not end all backups, a wrong user must."""
 
-_NAME = rb'tar: (?P<name>"(?:[^"\\]|\\.)*"): '
+_TAR = rb"(?:[^:]*/)?tar: "
+"""tar calls itself as it was called."""
+_NAME = _TAR + rb'(?P<name>"(?:[^"\\]|\\.)*"): '
 _VANISHED = re.compile(
     _NAME + rb"(?:(?:File|Directory) removed before we read it"
     rb"|Cannot (?:stat|open|access|savedir|read directory): No such file or directory)\Z"
@@ -54,7 +56,7 @@ _IGNORED = re.compile(_NAME + rb"(?P<kind>socket|door|Unknown file type; file) i
 _PADDED = re.compile(
     _NAME + rb"(?:File shrank by \d+ bytes?; padding with zeros|Read error at byte .*|Cannot read.*)\Z"
 )
-_DELAYED = re.compile(rb"tar: Exiting with failure status due to (?:previous|delayed) errors\Z")
+_DELAYED = re.compile(_TAR + rb"Exiting with failure status due to (?:previous|delayed) errors\Z")
 
 
 @dataclass

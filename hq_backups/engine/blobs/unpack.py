@@ -1,56 +1,31 @@
-"""Blobs out of an archive, fast: every member is checked here, then GNU tar makes the files, two at a time.
+"""Blobs out of an archive, fast: each member is checked, and small files are made by threads of their own.
 
-Making small files is the kernel's work, and waits: one tar after the other uses one core of it. Large ones are
-written here. What the tars get are not the archive's headers, but new ones, made of what was checked: they cannot be
-read in two ways. Directories are made here, and tar opens each file as one that must not be there
-(``--keep-old-files``).
+Making a small file is the kernel's work, and most of it is done without Python's lock. A file must not be there
+before, and directories are only walked through when they were made here: no path leads out of the tree.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import queue
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
-from isal import isal_zlib
-
-from hq_backups.engine.blobs.headers import (
-    BLOCK,
-    DIRECTORY,
-    FILE,
-    Member,
-    inside,
-    members,
-    padded,
-)
-from hq_backups.engine.errors import DiskFull, HQBackupsError, ProducerFailed, UnsafeArchive
-from hq_backups.engine.process import Consumer
+from hq_backups.engine.blobs.headers import DIRECTORY, FILE, Member, inside, members
+from hq_backups.engine.errors import CorruptBackup, DiskFull, UnsafeArchive
 from hq_backups.engine.streams import PlainReader, write_all
 
-_BATCH = 256 << 10
+_BATCH_FILES, _BATCH_BYTES = 128, 512 << 10
 _DEPTH = 4
-"""Batches that wait for each tar: what bounds memory."""
-_SINKS = 2
-_LARGE = 64 << 10
+"""Batches that wait: with their bytes, what bounds memory."""
+_THREADS = 2
+_LARGE = 128 << 10
+"""Bytes from which a file is not held in memory."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ARGUMENTS = (
-    "--extract",
-    "--file=-",
-    "--blocking-factor=128",
-    "--keep-old-files",
-    "--no-same-owner",
-    "--preserve-permissions",
-    "--warning=no-timestamp",
-)
-_PREFIX = b"0000000\0" * 2
-_TAIL = b"0" + bytes(100) + b"ustar  \0" + bytes(247)
-_LONG = b"././@LongLink".ljust(100, b"\0") + b"0000644\0" + _PREFIX
-_MAX_OCTAL = 8**11
-_END = bytes(2 * BLOCK)
 
 
 def file_mode(mode: int) -> int:
@@ -121,35 +96,15 @@ def blobs(plain: PlainReader, root: Root) -> Iterator[tuple[bytes, Member]]:
         yield key, member
 
 
-def header(name: bytes, mode: int, size: int, mtime: int) -> bytes:
-    """Return the headers of a file, in GNU tar's own format."""
-    long = b""
-    if len(name) > 100:
-        text = name + b"\0"
-        long = _sealed(_LONG + b"%011o\0" % len(text) + b"00000000000\0", b"L" + _TAIL[1:])
-        long += text.ljust(padded(len(text)), b"\0")
-        name = name[:100]
-    length = b"%011o\0" % size if size < _MAX_OCTAL else b"\x80" + size.to_bytes(11, "big")
-    mtime = mtime if 0 <= mtime < _MAX_OCTAL else 0
-    front = b"%s%07o\0%s%s%011o\0" % (name.ljust(100, b"\0"), mode, _PREFIX, length, mtime)
-    return long + _sealed(front, _TAIL)
-
-
-def _sealed(front: bytes, tail: bytes) -> bytes:
-    """Put the checksum between a header's two halves."""
-    # A header's bytes add up to less than Adler's modulus.
-    total = (isal_zlib.adler32(front + b"        " + tail) & 0xFFFF) - 1
-    return b"%s%06o\0 %s" % (front, total, tail)
-
-
 def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
     """Unpack into the empty directory ``target``; return how many files and directories.
 
     Raises UnsafeArchive, CorruptBackup and DiskFull.
     """
     files = directories = 0
-    with _Sinks(target, plain.name) as sinks:
-        made = _Directories(target, plain.name)
+    top = os.fsencode(target)
+    made = _Directories(top, plain.name)
+    with _Writers(target, plain.name) as writers:
         for key, member in blobs(plain, root):
             if member.kind == DIRECTORY:
                 directories += bool(key)
@@ -157,25 +112,40 @@ def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
                 continue
             made.above(key)
             files += 1
-            if member.size >= _LARGE:
-                _write(plain, target, key, member)
-                continue
-            sinks.add(header(key, file_mode(member.mode), member.size, member.mtime))
-            for piece in plain.pieces(member.size):
-                sinks.add(piece)
-            sinks.pad(member.size)
-        sinks.finish()
+            path = os.path.join(top, key)
+            if member.size < _LARGE:
+                data = plain.read(member.size)
+                if len(data) < member.size:
+                    raise CorruptBackup("it ends in the middle of a file", name=plain.name)
+                writers.add(_Small(path, member, data))
+            else:
+                _write(path, member, plain.pieces(member.size), target, plain.name)
+        writers.finish()
     return files, directories
 
 
-def _write(plain: PlainReader, target: Path, key: bytes, member: Member) -> None:
-    """Make a large file without a tar between: its bytes would be copied twice more."""
+class _Small(NamedTuple):
+    """A file that is in memory, and waits to be made."""
+
+    path: bytes
+    member: Member
+    data: bytes
+
+
+def _write(
+    path: bytes, member: Member, pieces: Iterable[bytes | memoryview], target: Path, archive: str
+) -> None:
+    """Make one file, which must not be there."""
     try:
-        fd = os.open(os.path.join(os.fsencode(target), key), _NEW, 0o600)
+        fd = os.open(path, _NEW, 0o600)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UnsafeArchive(f"a path is there twice ({member.shown})", name=plain.name) from error
+        raise UnsafeArchive(f"{member.shown} is there twice", name=archive) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path=target) from error
+        raise
     try:
-        for piece in plain.pieces(member.size):
+        for piece in pieces:
             write_all(fd, piece, target)
         os.fchmod(fd, file_mode(member.mode))
         os.utime(fd, (member.mtime, member.mtime))
@@ -186,8 +156,8 @@ def _write(plain: PlainReader, target: Path, key: bytes, member: Member) -> None
 class _Directories:
     """Makes directories; only ones that are there as directories are walked through."""
 
-    def __init__(self, target: Path, archive: str) -> None:
-        self._target = os.fsencode(target)
+    def __init__(self, target: bytes, archive: str) -> None:
+        self._target = target
         self._archive = archive
         self._last = b""
 
@@ -230,112 +200,56 @@ class _Directories:
         return UnsafeArchive(f"{os.fsdecode(key)!a} is both file and directory", name=self._archive)
 
 
-class _Sinks:
-    """Several tars, each with a thread that feeds it; a file goes to one of them whole."""
+class _Writers:
+    """Threads that make small files while the next ones are read and checked."""
 
     def __init__(self, target: Path, archive: str) -> None:
         self._target, self._archive = target, archive
-        self._sinks: list[_Sink] = []
-        self._current: _Sink
-        self._batch = bytearray()
+        self._batch: list[_Small] = []
+        self._bytes = 0
+        self._waiting: queue.Queue[list[_Small] | None] = queue.Queue(_DEPTH)
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, name="hqb-blobs", daemon=True) for _ in range(_THREADS)
+        ]
 
-    def add(self, data: bytes | memoryview) -> None:
-        """Add bytes of the file that is being written."""
-        self._batch += data
-        if len(self._batch) >= _BATCH:
-            self._current.put(self._batch)
-            self._batch = bytearray()
-
-    def pad(self, size: int) -> None:
-        """End a file; the next one may go elsewhere."""
-        self._batch += bytes(padded(size) - size)
-        if len(self._batch) >= _BATCH // 2:
-            self._current.put(self._batch)
-            self._batch = bytearray()
-            self._current = min(self._sinks, key=_Sink.load)
+    def add(self, small: _Small) -> None:
+        """Have a file made; raises what went wrong with an earlier one."""
+        self._batch.append(small)
+        self._bytes += len(small.data)
+        if self._bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_FILES:
+            self._hand_over()
 
     def finish(self) -> None:
-        """Wait until everything is written; raises what a tar failed of."""
-        self._current.put(self._batch)
-        for sink in self._sinks:
-            sink.end()
-        for sink in self._sinks:
-            sink.finish()
+        """Wait until every file is there; raises what went wrong."""
+        self._hand_over()
+        self.__exit__()
+        if self._failure is not None:
+            raise self._failure
 
-    def __enter__(self) -> _Sinks:
-        try:
-            for _ in range(_SINKS):
-                self._sinks.append(_Sink(self._target, self._archive))
-        except BaseException:
-            self.__exit__()
-            raise
-        self._current = self._sinks[0]
+    def _hand_over(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiting.put(self._batch)
+        self._batch, self._bytes = [], 0
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in self._sinks:
-            sink.close()
-
-
-class _Sink:
-    """One tar that makes files."""
-
-    def __init__(self, target: Path, archive: str) -> None:
-        self._target, self._archive = target, archive
-        self._tar = Consumer(["tar", *_ARGUMENTS], cwd=target)
-        self._waiting: queue.Queue[bytearray | None] = queue.Queue(_DEPTH)
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="hqb-tar", daemon=True)
-        self._thread.start()
-
-    def load(self) -> int:
-        """Return how many batches wait."""
-        return self._waiting.qsize()
-
-    def put(self, batch: bytearray) -> None:
-        """Hand over a batch; raises what the tar failed of."""
-        if self._failure is not None:
-            raise self._explained(self._failure)
-        self._waiting.put(batch)
-
-    def end(self) -> None:
-        """Say that nothing more comes."""
-        self._waiting.put(None)
-
-    def finish(self) -> None:
-        """Wait for the end; raises what the tar failed of."""
-        self._thread.join()
-        if self._failure is not None:
-            raise self._explained(self._failure)
-
-    def close(self) -> None:
-        """End the tar, if it still runs."""
-        self._tar.kill()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._waiting.put_nowait(None)
-            self._thread.join(0.01)
-        self._tar.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        try:
-            while (batch := self._waiting.get()) is not None:
-                self._tar.write(memoryview(batch))
-            self._tar.write(_END)
-            self._tar.finish()
-        except BaseException as error:
-            self._failure = error
-            while self._waiting.get() is not None:
-                pass
-
-    def _explained(self, failure: BaseException) -> BaseException:
-        """Return an error that says what tar's own words mean."""
-        said = str(failure.facts.get("stderr", "")) if isinstance(failure, ProducerFailed) else ""
-        if "No space left on device" in said or "Disk quota exceeded" in said:
-            return DiskFull(path=self._target)
-        if "File exists" in said or "Is a directory" in said or "Not a directory" in said:
-            first = said.splitlines()[0].removeprefix("tar: ")
-            return UnsafeArchive(f"a path is there twice ({first})", name=self._archive)
-        if isinstance(failure, HQBackupsError):
-            return failure
-        return HQBackupsError(f"unpacking failed: {failure}")
+        while (batch := self._waiting.get()) is not None:
+            try:
+                for path, member, data in batch:
+                    if self._failure is None:
+                        _write(path, member, (data,), self._target, self._archive)
+            except BaseException as error:
+                self._failure = error
