@@ -4,7 +4,8 @@ One rule, for each thing that tar can meet:
 
 ================= ========================================================================================
 vanished          recorded; the backup is good: HQ deletes blobs while it runs
-changed           a warning: the archive has as many bytes of the blob as it had when tar looked at it
+changed           a warning: the archive has as many bytes of the blob as it had when tar looked at it; of a
+                  directory only recorded: HQ adds blobs while it runs
 unreadable        a warning while it is at most one file in a thousand; beyond that, or for a directory,
                   the run fails
 shrank, bad read  the run fails: tar fills the missing bytes with zeros
@@ -86,6 +87,7 @@ class Judge:
         self.directory = directory
         self.vanished, self.changed, self.unreadable = Noted(), Noted(), Noted()
         self.directories, self.padded, self.unknown, self.ignored = Noted(), Noted(), Noted(), Noted()
+        self.changed_directories = Noted()
         self._rest = b""
         self._lock = threading.Lock()
 
@@ -109,13 +111,14 @@ class Judge:
     @property
     def found_nothing(self) -> bool:
         """Tell whether tar said nothing that would explain an exit status."""
-        return not (self.vanished.count or self.changed.count or self.unreadable.count)
+        explained = (self.vanished, self.changed, self.changed_directories, self.unreadable)
+        return not any(noted.count for noted in explained)
 
     def _take(self, line: bytes) -> None:
         if match := _VANISHED.match(line):
             self.vanished.add(_name(match))
         elif match := _CHANGED.match(line):
-            self.changed.add(_name(match))
+            (self.changed_directories if self._is_directory(match) else self.changed).add(_name(match))
         elif match := _UNREADABLE.match(line):
             self._unreadable(match)
         elif match := _PADDED.match(line):
@@ -126,12 +129,14 @@ class Judge:
             self.unknown.add(line[:200].decode("ascii", "replace"))
 
     def _unreadable(self, match: re.Match[bytes]) -> None:
+        (self.directories if self._is_directory(match) else self.unreadable).add(_name(match))
+
+    def _is_directory(self, match: re.Match[bytes]) -> bool:
         path = os.path.join(os.fsencode(self.directory), _raw(match))
         try:
-            is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+            return stat.S_ISDIR(os.lstat(path).st_mode)
         except OSError:
-            is_directory = False
-        (self.directories if is_directory else self.unreadable).add(_name(match))
+            return False
 
     def require(self, files: int) -> None:
         """Raise ProducerTruncated unless what happened is little enough for ``files`` that were read."""
@@ -163,7 +168,12 @@ class Judge:
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded in the manifest."""
-        found = {"vanished": self.vanished, "changed": self.changed, "unreadable": self.unreadable}
+        found = {
+            "vanished": self.vanished,
+            "changed": self.changed,
+            "changed_directories": self.changed_directories,
+            "unreadable": self.unreadable,
+        }
         return {k: {"count": v.count, "names": v.names} for k, v in found.items() if v.count}
 
 
