@@ -62,7 +62,7 @@ class BlobVictim(HostVictim):
     producer = "tar"
     megabytes = 40
     programs = frozenset({"tar"})
-    link = 400
+    link = 5_000
     server: BlobDirectory
 
     @classmethod
@@ -70,8 +70,8 @@ class BlobVictim(HostVictim):
         return BlobDirectory(workdir)
 
     def make_data(self, megabytes: int) -> None:
-        """Write so many megabytes of blobs: half of them in one each, half in a hundred."""
-        for _ in range(max(1, megabytes // 2)):
+        """Write so many megabytes of blobs, 24 at least: half of them in one each, half in a hundred."""
+        for _ in range(max(12, megabytes // 2)):
             name = secrets.token_hex(8)
             self.server.write(f"large/{name}", os.urandom(MIB))
             for n in range(100):
