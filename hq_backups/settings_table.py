@@ -389,12 +389,6 @@ COUCH = (
         django=FromDjango("COUCH_DATABASES.default.COUCH_PASSWORD"),
     ),
     *_service_commands(_couch, "couchdb"),
-    _couch(
-        "couchdb_release_dir",
-        kind="dir",
-        help="A CouchDB release (``bin/couchdb`` is in it) that ``verify_backup --deep`` starts on its copy; unset "
-        "means that it reads the files without one, and says what that leaves unchecked.",
-    ),
     _dead("remote_couch_backup", store="couch", reason="the bucket is the place of a second copy"),
 )
 

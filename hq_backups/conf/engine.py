@@ -193,7 +193,6 @@ def _couch_options(resolved: Resolved) -> Mapping[str, Any]:
         # A default is no knowledge: the node itself is asked then.
         "version": None if version.source == "default" else version.value,
         "service": resolved["couchdb_service_name"],
-        "release_dir": resolved["couchdb_release_dir"],
         "user": resolved["couchdb_user"],
         "group": resolved["couchdb_group"],
     }
