@@ -13,6 +13,7 @@ from tests.conftest import require_service
 from tests.faults.tablespaces import TablespacesVictim
 from tests.faults.victim import VICTIMS, HostVictim, Victim
 from tests.faults.victim_blobdb import BlobVictim
+from tests.faults.victim_couch import CouchVictim
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import short_directory
@@ -20,19 +21,20 @@ from tests.testbed.s3 import S3Service
 
 VICTIMS["tablespaces"] = TablespacesVictim
 VICTIMS["blobdb"] = BlobVictim
+VICTIMS["couch"] = CouchVictim
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the attacks of a module that says so (MODES) on each mode, some (ONLY) on a few of them.
 
-    Of all modes but plain and blobdb, only those of IN_SHORT are quick.
+    Of all modes but plain, blobdb and couch, only those of IN_SHORT are quick.
     """
     modes = getattr(metafunc.module, "MODES", None)
     if modes is None or "mode" not in metafunc.fixturenames:
         return
     name = metafunc.function.__name__
     modes = getattr(metafunc.module, "ONLY", {}).get(name, modes)
-    quick = ("plain", "blobdb", *(modes if name in getattr(metafunc.module, "IN_SHORT", ()) else ()))
+    quick = ("plain", "blobdb", "couch", *(modes if name in getattr(metafunc.module, "IN_SHORT", ()) else ()))
     marked = [pytest.param(m, marks=() if m in quick else pytest.mark.slow) for m in modes]
     metafunc.parametrize("mode", marked, scope="module")
 

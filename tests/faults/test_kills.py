@@ -21,7 +21,7 @@ from tests.testbed.process import wait_until
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 SWEEP = int(os.environ.get("HQ_BACKUPS_TESTS_SWEEP", "0"))
 SEED = 20261122
 IN_SHORT = ("test_a_restore_killed_while_it_loads_leaves_no_server",)

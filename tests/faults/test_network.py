@@ -16,7 +16,7 @@ from tests.testbed.s3 import VersityGW, refused_endpoint
 from tests.testbed.toxiproxy import Proxy, Toxiproxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 MIB = 1 << 20
 IMPATIENT = {"patience": 2}
 
