@@ -1,6 +1,7 @@
 """Compare with what today's scripts do and with what checks nothing, in one run: ``make bench``.
 
-``python -m benchmarks dump`` compares dumps with what an operator types by hand.
+``python -m benchmarks dump`` compares dumps with what an operator types by hand, ``python -m benchmarks blobs``
+the blobs' backups and restores with tar.
 
 Ratios carry over to other machines, seconds do not. Every contender works on the same server, the same data and
 the same S3 server on this machine, alternating; figures are medians.
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from benchmarks.dump import Dumps
 from benchmarks.measure import Measured, measure, median
@@ -173,8 +175,15 @@ class Bench:
         os.sync()
 
 
+class Cleaning(Protocol):
+    """A bench that can be used again."""
+
+    def clean(self) -> None:
+        """Remove what a contender left."""
+
+
 def alternate(
-    bench: Bench,
+    bench: Cleaning,
     contenders: dict[str, Callable[[], None]],
     rounds: int,
     watched: Path,
@@ -256,9 +265,9 @@ def measure_dump(bench: Bench, size: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure PostgreSQL in one mode."""
+    """Measure PostgreSQL in one mode, or blobs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=("plain", "dump"), default="plain")
+    parser.add_argument("mode", nargs="?", choices=("plain", "dump", "blobs"), default="plain")
     parser.add_argument("--mib", type=int, default=1600, help="size of the data (default 1600)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--version", type=int, default=15)
@@ -266,6 +275,12 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
     with short_directory() as home:
         home.chmod(0o755)
+        if options.mode == "blobs":
+            from benchmarks.blobs import measure_blobs
+
+            measure_blobs(home, options.mib, options.rounds)
+            print("\nRESULT ok run=bench exit=0")
+            return
         for name in ("pg", "s3"):
             (home / name).mkdir(mode=0o755)
         server = PostgresServer(options.version, home / "pg")

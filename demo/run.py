@@ -1,4 +1,4 @@
-"""The main job, on real services: a PostgreSQL server backed up to a bucket, lost, and restored.
+"""The main job, on real services: a PostgreSQL server and a blob directory backed up, lost, and restored.
 
 Starts a real server and an S3 server on free loopback ports, in a directory of its own, and stops them at the
 end. As root the server runs as user postgres, as everywhere; as a normal user as that user.
@@ -6,6 +6,7 @@ end. As root the server runs as user postgres, as everywhere; as a normal user a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hq_backups.engine import accounts
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import give, short_directory
 from tests.testbed.s3 import MotoServer
 
 COMMAND = [sys.executable, "-m", "hq_backups.standalone"]
-BUCKET = "dimagi-demo-postgres-backups"
+BUCKETS = ("dimagi-demo-postgres-backups", "dimagi-demo-blobdb-backups")
 
 ROWS = """
 CREATE TABLE form_submission (
@@ -63,12 +65,37 @@ def fill(server: PostgresServer) -> None:
     server.psql(ROWS, dbname="commcarehq")
 
 
+def attach(blobs: Path, user: str) -> str:
+    """Write some hundred attachments and forms as HQ keeps them, and return their digest."""
+    for number in range(300):
+        path = blobs / f"form-{number % 20:02d}" / f"{number:08x}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(4000) if number % 3 else b'<form uuid="%d"/>' % number * 200)
+    for path in (blobs, *blobs.rglob("*")):
+        give(path, user)
+    return digest(blobs)
+
+
+def digest(blobs: Path) -> str:
+    """Count the blobs and hash their keys and contents."""
+    files = sorted(p for p in blobs.rglob("*") if p.is_file())
+    made = hashlib.sha256()
+    for path in files:
+        made.update(str(path.relative_to(blobs)).encode() + b"\0" + path.read_bytes())
+    return f"{len(files)} blobs {made.hexdigest()[:32]}"
+
+
 def demo(home: Path, server: PostgresServer, s3: MotoServer) -> None:
     """Back up, list, verify, lose, restore, count."""
     backups, state = home / "backups", home / "state"
-    for directory in (backups, state):
+    place = home / "shared"
+    blobs, blob_backups = place / "blobdb", home / "blob-backups"
+    for directory in (backups, state, blob_backups):
         directory.mkdir(mode=0o700)
-    give(backups, server.os_user)
+    for directory in (place, blobs):
+        directory.mkdir(mode=0o755)
+    for directory in (backups, blob_backups, place):
+        give(directory, server.os_user)
     environment = {
         **os.environ,
         "HQ_BACKUPS_DEPLOY_ENV": "demo",
@@ -84,27 +111,35 @@ def demo(home: Path, server: PostgresServer, s3: MotoServer) -> None:
         "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": s3.secret_key,
         "HQ_BACKUPS_AWS_ENDPOINT": s3.endpoint,
         "HQ_BACKUPS_BACKUP_STATE_DIR": str(state),
+        "HQ_BACKUPS_BACKUP_BLOBDB": "true",
+        "HQ_BACKUPS_BLOBDB_S3": "true",
+        "HQ_BACKUPS_BLOBDB_DIR_PATH": str(blobs),
+        "HQ_BACKUPS_BLOBDB_BACKUP_DIR": str(blob_backups),
+        "HQ_BACKUPS_BLOBDB_RESTORE_OWNER": server.os_user or accounts.me(),
     }
     say("a server with made-up data of a health programme")
     fill(server)
     before = server.psql(FINGERPRINT, dbname="commcarehq")
-    print(before)
+    attached = attach(blobs, server.os_user or accounts.me())
+    print(before, attached, sep="\n")
     say("back it up, to disk and bucket")
-    hq_backups(environment, "run_backup", "postgres", "--type", "daily")
+    hq_backups(environment, "run_backup", "all", "--type", "daily")
     hq_backups(environment, "list_backups")
-    hq_backups(environment, "verify_backup", "latest", "--deep")
-    say(f"lose everything: the server is killed, {server.data_dir} and {backups} are deleted")
+    hq_backups(environment, "verify_backup", "latest", "--store", "postgres", "--deep")
+    say(f"lose everything: the server is killed, {server.data_dir}, {blobs} and all backups are deleted")
     server.kill()
-    shutil.rmtree(server.data_dir)
-    shutil.rmtree(backups)
+    for directory in (server.data_dir, blobs, backups, blob_backups):
+        shutil.rmtree(directory)
     say("restore it from the bucket")
     hq_backups(environment, "restore_backup", "postgres", "latest", "--dry-run")
     began = time.monotonic()
-    hq_backups(environment, "restore_backup", "postgres", "latest", "--noinput", "--confirm-env", "demo")
+    for store in ("postgres", "blobdb"):
+        hq_backups(environment, "restore_backup", store, "latest", "--noinput", "--confirm-env", "demo")
     say(f"restored in {time.monotonic() - began:.1f} s; is everything there?")
     after = server.psql(FINGERPRINT, dbname="commcarehq")
-    print(after)
-    if after != before:
+    found = digest(blobs)
+    print(after, found, sep="\n")
+    if (after, found) != (before, attached):
         raise SystemExit("RESULT failed run=demo exit=1")
     say("the history")
     hq_backups(environment, "list_backups", "--sync")
@@ -122,7 +157,8 @@ def main() -> None:
         give(server_home, server.os_user)
         try:
             with server, MotoServer(s3_home) as s3:
-                s3.make_bucket(BUCKET, versioned=True)
+                for bucket in BUCKETS:
+                    s3.make_bucket(bucket, versioned=True)
                 demo(home, server, s3)
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"RESULT failed run=demo exit={error.returncode}") from None

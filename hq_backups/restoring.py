@@ -37,7 +37,7 @@ LABELS = {
     "failed_data": "restored data",
 }
 BESIDE = ("staging", "set_aside", "old_data", "failed_data")
-UNSHOWN = ("facts", "next_steps", "run", "sha256", "surveyed")
+UNSHOWN = ("facts", "next_steps", "outer_names", "run", "sha256", "surveyed")
 SIZES = ("size", "bytes", "free", "needed")
 
 
@@ -146,6 +146,9 @@ def render(plan: Mapping[str, Any], columns: int = 80) -> list[str]:
     """Return a plan's lines: a label, then its value, wrapped; paths and commands are never cut."""
     facts = plan.get("facts")
     shown = {**plan, **(facts if isinstance(facts, Mapping) else {})}
+    outer, names = shown.get("outer"), shown.get("outer_names")
+    if isinstance(outer, Mapping) and isinstance(names, Mapping):
+        shown["outer"] = {names.get(number, number): place for number, place in outer.items()}
     lines = ["", "Plan"]
     for key, value in shown.items():
         if (

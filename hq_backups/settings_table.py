@@ -15,7 +15,7 @@ from typing import Any
 
 from hq_backups.setting import DEAD, NOT_BUILT, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
 
-BUILT_MODES = {"postgres": ("plain", "dump"), "couch": ("tar",)}
+BUILT_MODES = {"postgres": ("plain", "dump"), "couch": ("tar",), "blobdb": ("tar",)}
 """What this release can back up, by store; whatever else is switched on is said to be not built."""
 
 SHARED_MAPS = ("postgres_users", "couchdb2", "secrets")
@@ -184,7 +184,15 @@ S3 = (
 
 
 def _stream_store(
-    setting: Any, title: str, *, long: str, short: str, bucket: str, directory: tuple[str, str], keep: int
+    setting: Any,
+    title: str,
+    *,
+    long: str,
+    short: str,
+    bucket: str,
+    directory: tuple[str, str],
+    keep: int,
+    user: str = "the owner of the data directory",
 ) -> tuple[Setting, ...]:
     """Return what the stores that are byte streams have in common, under the names that each gives it."""
     return (
@@ -229,7 +237,7 @@ def _stream_store(
         setting(
             f"{long}_backup_os_user",
             kind="name",
-            help="The system user that makes them; unset means the owner of the data directory.",
+            help=f"The system user that makes them; unset means {user}.",
         ),
     )
 
@@ -381,16 +389,10 @@ COUCH = (
         django=FromDjango("COUCH_DATABASES.default.COUCH_PASSWORD"),
     ),
     *_service_commands(_couch, "couchdb"),
-    _couch(
-        "couchdb_release_dir",
-        kind="dir",
-        help="A CouchDB release (``bin/couchdb`` is in it) that ``verify_backup --deep`` starts on its copy; unset "
-        "means that it reads the files without one, and says what that leaves unchecked.",
-    ),
     _dead("remote_couch_backup", store="couch", reason="the bucket is the place of a second copy"),
 )
 
-_blobdb = partial(Setting, store="blobdb", status=NOT_BUILT)
+_blobdb = partial(Setting, store="blobdb")
 BLOBDB = (
     _blobdb("backup_blobdb", kind="bool", default=False, help="Back up the blob directory."),
     *_stream_store(
@@ -401,6 +403,7 @@ BLOBDB = (
         bucket="blobdb_snapshot_bucket",
         directory=("blobdb_backup_dir", "blobdb"),
         keep=2,
+        user="the owner of ``blobdb_backup_dir``, and while that is not there ``cchq_user``",
     ),
     _blobdb(
         "blobdb_dir_path",
@@ -408,6 +411,24 @@ BLOBDB = (
         default=Derived("{encrypted_root}/blobdb"),
         help="The blob directory.",
         django=FromDjango("SHARED_DRIVE_CONF.blob_dir"),
+    ),
+    _blobdb(
+        "blobdb_restore_owner",
+        kind="name",
+        default=Derived("{cchq_user}"),
+        help="The user whom restored blobs belong to: a name, or a number that the host need not know.",
+    ),
+    _blobdb(
+        "blobdb_restore_group",
+        kind="name",
+        help="The group that restored blobs get: a name or a number; unset means that user's own.",
+    ),
+    _blobdb(
+        "blobdb_verifier",
+        kind="text_or_off",
+        default="hq_backups.blob_records.blob_meta",
+        help="A function, by its dotted path, that samples HQ's records of blobs for ``verify_backup``; the default "
+        "reads BlobMeta where HQ is installed. False switches it off.",
     ),
     _dead("blobdb_user", store="blobdb", reason="blobdb_backup_os_user says who makes the backups"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ def _store(resolved: Resolved, store: str) -> StoreConfig:
         bucket=resolved[bucket],
         bucket_fallback=_misspelt_bucket(resolved) if store == "postgres" else None,
         data_dir=data_dir(resolved, store),
-        os_user=optional(f"{prefix}_backup_os_user"),
+        os_user=optional(f"{prefix}_backup_os_user") or (_blob_user(resolved) if store == "blobdb" else None),
         stop_command=optional(f"{prefix}_stop_command"),
         start_command=optional(f"{prefix}_start_command"),
         options=_OPTIONS[store](resolved),
@@ -192,14 +193,29 @@ def _couch_options(resolved: Resolved) -> Mapping[str, Any]:
         # A default is no knowledge: the node itself is asked then.
         "version": None if version.source == "default" else version.value,
         "service": resolved["couchdb_service_name"],
-        "release_dir": resolved["couchdb_release_dir"],
         "user": resolved["couchdb_user"],
         "group": resolved["couchdb_group"],
     }
 
 
 def _blobdb_options(resolved: Resolved) -> Mapping[str, Any]:
-    return {"owner": resolved["cchq_user"]}
+    return {
+        "owner": resolved["blobdb_restore_owner"],
+        "owner_is_set": resolved.effective["blobdb_restore_owner"].source != "default",
+        "group": resolved["blobdb_restore_group"],
+    }
+
+
+def _blob_user(resolved: Resolved) -> str | None:
+    """Return who makes backups of blobs: their directory is nobody's, as a rule, and its owner says nothing."""
+    try:
+        return Path(resolved["blobdb_backup_dir"]).owner()
+    except (OSError, KeyError):
+        name = str(resolved["cchq_user"])
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        return None
 
 
 def _elasticsearch_options(resolved: Resolved) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ IDS = {
     "E013": "a backup directory lies in a data directory",
     "E014": "blobs are not on disk",
     "E015": "the compression does not exist",
+    "E016": "the blob directory is not the one that HQ uses",
     "W001": "a setting has no effect any more",
     "W002": "a value is encrypted and was passed over",
     "W003": "what is switched on is not built",
@@ -36,6 +37,7 @@ IDS = {
     "W012": "no host backs up a store",
     "W013": "only one of the two service commands is set",
     "W014": "no user is named for the other host's server",
+    "W015": "a cron job of the old scripts is still installed",
 }
 """Every id, with its meaning; ids are never given a second meaning."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from hq_backups.conf import engine
 from hq_backups.conf.findings import Finding
+from hq_backups.engine import crons
 from hq_backups.engine.config import STORES
 from hq_backups.settings_table import BUILT_MODES
 
@@ -219,6 +221,23 @@ def _blobs(resolved: Resolved) -> Iterator[Finding]:
         )
 
 
+def _old_crons(resolved: Resolved) -> Iterator[Finding]:
+    for store in resolved.enabled:
+        if (message := crons.collision(store)) is not None:
+            yield Finding("W015", message, crons.HINT, store, engine.SWITCHES[store][0])
+
+
+def _blob_directory(resolved: Resolved) -> Iterator[Finding]:
+    ours, theirs = resolved["blobdb_dir_path"], resolved.surroundings.blob_dir
+    if not resolved["backup_blobdb"] or None in (ours, theirs):
+        return
+    # On a host without a shared drive, one is a link to the other.
+    if os.path.realpath(ours) != os.path.realpath(str(theirs)):
+        message = f"blobdb_dir_path is {ours}, but HQ keeps its blobs in {theirs} (SHARED_DRIVE_CONF)"
+        hint = "Leave blobdb_dir_path out: HQ's own setting is taken then."
+        yield Finding("E016", message, hint, "blobdb", "blobdb_dir_path")
+
+
 RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _environment,
     _not_built,
@@ -231,7 +250,9 @@ RULES: tuple[Callable[[Resolved], Iterator[Finding]], ...] = (
     _mail,
     _nested,
     _blobs,
+    _blob_directory,
     _compression,
     _hosts,
     _commands,
+    _old_crons,
 )

@@ -26,6 +26,8 @@ class Surroundings:
     mail_backend: str | None = None
     blobs_in_s3: bool = False
     blobs_migrating: bool = False
+    blob_dir: str | None = None
+    """Where HQ keeps its blobs."""
     boto_credentials: bool = False
 
     @classmethod
@@ -36,6 +38,7 @@ class Surroundings:
             mail_backend=_mail_backend(settings),
             blobs_in_s3=bool(getattr(settings, "S3_BLOB_DB_SETTINGS", None)),
             blobs_migrating=bool(getattr(settings, "BLOB_DB_MIGRATING_FROM_FS_TO_S3", False)),
+            blob_dir=_blob_dir(settings),
             boto_credentials=_boto_credentials(environ),
         )
 
@@ -49,6 +52,12 @@ def _databases(databases: Mapping[str, Any]) -> list[tuple[str, int]]:
         if port.isdecimal():
             found.append((str(database.get("HOST") or "localhost"), int(port)))
     return found
+
+
+def _blob_dir(settings: Any) -> str | None:
+    drive = getattr(settings, "SHARED_DRIVE_CONF", None)
+    found = drive.get("blob_dir") if isinstance(drive, Mapping) else getattr(drive, "blob_dir", None)
+    return None if found is None else str(found)
 
 
 def _mail_backend(settings: Any) -> str | None:

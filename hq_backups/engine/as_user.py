@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hq_backups.engine.config import Job
@@ -14,11 +14,14 @@ from hq_backups.engine.process import Producer
 ENTRY = Path(__file__).resolve().with_name("entry.py")
 
 
-def run_as(job: Job, user: str, events: Events) -> None:
-    """Run ``job`` in a child as ``user``, pass its events on; raises the error that ended it."""
+def run_as(job: Job, user: str, events: Events, fds: Sequence[int] = ()) -> None:
+    """Run ``job`` in a child as ``user``, pass its events on; raises the error that ended it.
+
+    ``fds`` are open in the child too, under their numbers.
+    """
     failure: HQBackupsError | None = None
     ended = False
-    with Producer([sys.executable, "-I", ENTRY], user=user, feed=True) as child:
+    with Producer([sys.executable, "-I", ENTRY], user=user, feed=True, fds=fds) as child:
         child.stdin.write(job.to_json().encode() + b"\n")
         try:
             for line in _lines(child):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from hq_backups.engine import forecast, names, space
+from hq_backups.engine import crons, forecast, names, space
 from hq_backups.engine.bucket import BucketUpload
 from hq_backups.engine.catalog import good_local
 from hq_backups.engine.config import Config, to_plain
@@ -56,6 +56,8 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         if not request.dry_run:
             repository.recover(events)
             clean_scratch(store, repository, events)
+        if (old := crons.collision(store.name)) is not None:
+            events.warning("old-cron", f"{old}. {crons.HINT}")
         name = names.local_name(store.name, config.env, run.type, run.local, store.mode, config.compression)
         events.step("prepare", f"asking {store.name} what it holds")
         # The bucket is asked meanwhile: both answer from elsewhere.
@@ -80,7 +82,7 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
             where = f" and {bucket.where}" if bucket is not None else ""
             events.step("dry-run", f"would write {repository.directory / name}{where}")
             return Exit.OK
-        manifest = _make(store, prepared, run, name, repository, bucket, request.accept_bad_pages, events)
+        manifest = _make(store, prepared, run, name, repository, bucket, last, request, events)
         failure = bucket.finish(manifest) if bucket is not None else None
         if bucket is not None and failure is None:
             failure = _send_older(store, repository, run, events)
@@ -126,14 +128,18 @@ def _make(
     name: str,
     repository: LocalRepository,
     bucket: BucketUpload | None,
-    accept_bad_pages: bool,
+    last: Manifest | None,
+    request: BackupRequest,
     events: Events,
 ) -> Manifest:
     """Write, test and publish the artifact; whatever goes wrong, its half is removed."""
     began = time.monotonic()
     partial = repository.partial(run.id)
     try:
-        digest, facts = _write(store, prepared, run, partial, bucket, accept_bad_pages, events)
+        digest, facts = _write(store, prepared, run, partial, bucket, request.accept_bad_pages, events)
+        if not request.accept_shrink:
+            # Nothing is published yet, and the upload not completed.
+            forecast.refuse_loss(store, last, digest.plain_size, facts)
         manifest = Manifest(
             store=store.name,
             mode=store.mode,
@@ -179,7 +185,8 @@ def _write(
     events: Events,
 ) -> tuple[Digest, dict[str, object]]:
     """Stream the store into ``partial`` while it is read back and uploaded."""
-    events.step("backup", f"reading {store.name}, about {space.human_bytes(prepared.estimate)}")
+    about = f", about {space.human_bytes(prepared.estimate)}" if prepared.estimate else ""
+    events.step("backup", f"reading {store.name}{about}")
     with contextlib.ExitStack() as stack:
         followers: list[ReadBack | BucketUpload] = []
 

@@ -17,11 +17,11 @@ from hq_backups.engine.errors import ConfigurationError, ForeignObject, HQBackup
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.repository.local import LocalRepository
-from hq_backups.engine.repository.s3 import S3Repository
-from hq_backups.engine.repository.s3_keys import KeyPlan, plan_key
-from hq_backups.engine.repository.s3_upload import FollowingUpload
 
 if TYPE_CHECKING:
+    from hq_backups.engine.repository.s3 import S3Repository
+    from hq_backups.engine.repository.s3_keys import KeyPlan
+    from hq_backups.engine.repository.s3_upload import FollowingUpload
     from hq_backups.engine.stores.base import Store
 
 RUN_METADATA = "hq-backups-run"
@@ -38,6 +38,9 @@ def bucket_of(config: Config, settings: StoreConfig) -> S3Repository:
         raise ConfigurationError(
             f"{settings.store} has no bucket", hint="See the settings: list_backups --config"
         )
+    # Loading botocore takes longer than many a command: only those wait for it that have a bucket to ask.
+    from hq_backups.engine.repository.s3 import S3Repository
+
     return S3Repository(config.s3, settings.bucket, settings.bucket_fallback)
 
 
@@ -92,6 +95,8 @@ class BucketUpload:
         self._run = run
         if self._failure is not None or self._bucket is None:
             return
+        from hq_backups.engine.repository.s3_keys import plan_key
+
         config = self._store.config
         try:
             self._plan = plan_key(
@@ -126,6 +131,8 @@ class BucketUpload:
             or self._plan.adopt is not None
         ):
             return
+        from hq_backups.engine.repository.s3_upload import FollowingUpload
+
         key, bucket = self._plan.key, self._bucket.bucket
         record = {"bucket": bucket, "key": key, "started": format_utc(utc_now())}
         self._local.record_upload(self._run, record)

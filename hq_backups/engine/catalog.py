@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hq_backups.engine import names
 from hq_backups.engine.bucket import open_bucket
@@ -22,9 +22,11 @@ from hq_backups.engine.errors import (
 from hq_backups.engine.events import Events, format_utc
 from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.repository.local import LocalArtifact, LocalRepository
-from hq_backups.engine.repository.s3 import FoundManifest, S3Repository
 from hq_backups.engine.requests import CatalogRequest, Selection
 from hq_backups.engine.stores.base import Store
+
+if TYPE_CHECKING:
+    from hq_backups.engine.repository.s3 import FoundManifest, S3Repository
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from hq_backups.engine import judgement, names
+from hq_backups.engine import crons, judgement, names
 from hq_backups.engine.bucket import bucket_of
 from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.errors import (
@@ -89,6 +89,8 @@ def look(config: Config, settings: StoreConfig, request: CheckRequest, now: date
     schedule = Schedule(request.nadir_hour, _zone(config.timezone))
     judged = judgement.judge(request.store, prove(repo, ours), schedule, now, facts, elsewhere=theirs)
     notes = [("bucket-fallback", repo.note)] if repo.note else []
+    if (old := crons.collision(request.store)) is not None:
+        notes.append(("old-cron", f"{old}. {crons.HINT}"))
     notes += [("newer-manifest", text) for text in found.newer[:1]]
     return (*judged, *(Finding(code, judgement.WARNING, text) for code, text in notes))
 

@@ -15,11 +15,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from hq_backups.engine.errors import ProducerFailed, WrongUser
+from hq_backups.engine import accounts
+from hq_backups.engine.errors import ProducerFailed
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TAIL_BYTES = 64 << 10
@@ -34,10 +35,21 @@ LOST = 256
 
 
 class Collector:
-    """Reads a pipe to its end in a thread; keeps up to ``limit`` bytes, the first or the last ones."""
+    """Reads a pipe to its end in a thread; keeps up to ``limit`` bytes, the first or the last ones.
 
-    def __init__(self, pipe: IO[bytes] | None, limit: int, *, keep_tail: bool) -> None:
+    ``heard`` is told all of it, in that thread.
+    """
+
+    def __init__(
+        self,
+        pipe: IO[bytes] | None,
+        limit: int,
+        *,
+        keep_tail: bool,
+        heard: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.overflow = False
+        self._heard = heard
         self._pipe, self._limit, self._keep_tail = pipe, limit, keep_tail
         self._data = bytearray()
         self._lock = threading.Lock()
@@ -59,6 +71,8 @@ class Collector:
             return
         with contextlib.suppress(OSError, ValueError):
             while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                if self._heard is not None:
+                    self._heard(chunk)
                 with self._lock:
                     self._data += chunk
                     excess = len(self._data) - self._limit
@@ -80,6 +94,8 @@ class Child:
         env: Mapping[str, str] | None,
         user: str | None,
         cwd: str | Path,
+        heard: Callable[[bytes], None] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         self.program = Path(argv[0]).name
         self.status: int | None = None
@@ -96,6 +112,7 @@ class Child:
                 cwd=cwd,
                 start_new_session=True,
                 bufsize=0,
+                pass_fds=fds,
                 **identity,
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -103,7 +120,9 @@ class Child:
             raise ProducerFailed(
                 program=self.program, status=NOT_STARTED, tail=f"it could not be started: {why}"
             ) from None
-        self._stderr = Collector(self.popen.stderr, TAIL_BYTES, keep_tail=True) if stderr is None else None
+        self._stderr = (
+            Collector(self.popen.stderr, TAIL_BYTES, keep_tail=True, heard=heard) if stderr is None else None
+        )
 
     @property
     def pid(self) -> int:
@@ -115,6 +134,10 @@ class Child:
         """Return the last 64 KiB that the child wrote to standard error."""
         raw = self._stderr.data() if self._stderr else file_tail(self._stderr_file, TAIL_BYTES)
         return raw.decode("utf-8", "replace").strip()
+
+    def has_said_all(self, timeout: float = DRAIN_SECONDS) -> bool:
+        """Wait for the end of standard error; tell whether it came."""
+        return self._stderr is None or self._stderr.join(timeout)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the end, but do not reap: the group's id stays ours to kill. Tell whether it came."""
@@ -187,14 +210,8 @@ def _become(user: str | None) -> tuple[dict[str, Any], str]:
         with contextlib.suppress(KeyError):
             return {}, pwd.getpwuid(os.geteuid()).pw_dir
         return {}, "/"
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise WrongUser(
-            f"there is no user {user} on this host", hint="Correct the setting that names it."
-        ) from None
-    groups = os.getgrouplist(user, entry.pw_gid)
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}, entry.pw_dir
+    account = accounts.find(user)
+    return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}, account.home
 
 
 def file_tail(file: IO[bytes] | None, limit: int) -> bytes:

@@ -15,8 +15,9 @@ from isal import igzip_lib, isal_zlib
 
 from hq_backups.engine.errors import ConfigurationError
 
-GZIP_CONTAINER = 31
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+
+crc32 = isal_zlib.crc32
 
 
 class Compressor(Protocol):
@@ -66,6 +67,63 @@ class _Stored:
         return data
 
 
+class _Gzip:
+    """Writes one gzip member; what does not shrink goes into it as it is, in deflate's stored blocks.
+
+    Whether a piece shrinks is told by a sample of it. RFC 1951, 3.2.4: a stored block begins at a byte's boundary,
+    where a flush of the compressor ends; a full flush also makes it forget what came before, so that nothing
+    refers to bytes that it has not seen.
+    """
+
+    piece = 256 << 10
+    shrinks = 0.97
+    """What a sample must become to be worth compressing."""
+    _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+    _STORED = 0xFFFF
+    _SAMPLES, _SAMPLE = 4, 1 << 10
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._deflate = isal_zlib.compressobj(level=level, wbits=-15)
+        self._crc = self._size = 0
+        self._begun = False
+        self._flushed = True
+
+    def compress(self, data: Any, /) -> bytes:
+        """Take plain bytes, return what is ready."""
+        view = memoryview(data)
+        parts: list[bytes | memoryview] = [] if self._begun else [self._HEADER]
+        self._begun = True
+        self._crc, self._size = crc32(view, self._crc), self._size + len(view)
+        for start in range(0, len(view), self.piece):
+            piece = view[start : start + self.piece]
+            if self._shrinks(piece):
+                parts.append(self._deflate.compress(piece))
+                self._flushed = False
+            else:
+                if not self._flushed:
+                    parts.append(self._deflate.flush(isal_zlib.Z_FULL_FLUSH))
+                    self._flushed = True
+                for begin in range(0, len(piece), self._STORED):
+                    block = piece[begin : begin + self._STORED]
+                    parts += struct.pack("<BHH", 0, len(block), len(block) ^ 0xFFFF), block
+        return b"".join(parts)
+
+    def flush(self) -> bytes:
+        """Return the rest, and the trailer."""
+        begin = b"" if self._begun else self._HEADER
+        return begin + self._deflate.flush() + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
+
+    def _shrinks(self, piece: memoryview) -> bool:
+        size = len(piece)
+        if size < self._SAMPLES * self._SAMPLE * 2:
+            return True
+        step = size // self._SAMPLES
+        sample = b"".join(piece[n * step : n * step + self._SAMPLE] for n in range(self._SAMPLES))
+        packed = igzip_lib.compress(sample, level=self._level, flag=igzip_lib.COMP_DEFLATE)
+        return len(packed) < len(sample) * self.shrinks
+
+
 def _zstandard() -> Any:
     try:
         import zstandard
@@ -109,7 +167,7 @@ def compressor(codec: str, level: int) -> Compressor:
             raise ConfigurationError(
                 f"backup_compression_level {level} does not exist for gzip", hint="ISA-L knows levels 0 to 3."
             )
-        return isal_zlib.compressobj(level=level, wbits=GZIP_CONTAINER)
+        return _Gzip(level)
     if codec == "zstd":
         made: Compressor = _zstandard().ZstdCompressor(level=level, write_checksum=True).compressobj()
         return made
@@ -138,8 +196,6 @@ def sniff(head: bytes) -> str:
     """Return the codec that a file's first bytes show; ``none`` when no magic number is there."""
     return next((codec for magic, codec in MAGIC.items() if head.startswith(magic)), "none")
 
-
-crc32 = isal_zlib.crc32
 
 TRAILER = 8
 """Bytes at the end of a gzip stream: CRC32 and size of what it unpacks to (RFC 1952, 2.3.1)."""

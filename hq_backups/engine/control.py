@@ -207,6 +207,41 @@ class CommandService:
         return " and ".join(f"`{Path(argv[0]).name} {' '.join(argv[1:])}`" for argv in commands)
 
 
+@dataclass(frozen=True)
+class NoService:
+    """Data that no server of its own works on."""
+
+    name: str
+
+    def describe(self) -> str:
+        """Name it."""
+        return self.name
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return no commands."""
+        return {}
+
+    def is_running(self) -> bool:
+        """Tell that nothing is to be stopped."""
+        return False
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def watched(self) -> tuple[str, ...]:
+        """Return nothing."""
+        return ()
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Do nothing."""
+
+    def release(self, names: Sequence[str]) -> None:
+        """Do nothing."""
+
+
 def _is_watched(status: str) -> bool:
     text = status.lower()
     return "not monitored" not in text and "unmonit" not in text

@@ -30,6 +30,7 @@ from hq_backups.engine.requests import (
     BackupRequest,
     CatalogRequest,
     CheckRequest,
+    LoadRequest,
     PruneRequest,
     RestoreRequest,
     UndoRequest,
@@ -110,6 +111,12 @@ def _unpack(config: Config, request: Any, run: str, events: Events) -> Exit:
     return unpack(config, from_plain(UnpackRequest, request), events)
 
 
+def _load(config: Config, request: Any, run: str, events: Events) -> Exit:
+    from hq_backups.engine.unpack import load
+
+    return load(config, from_plain(LoadRequest, request), events)
+
+
 def _undo(config: Config, request: Any, run: str, events: Events) -> Exit:
     from hq_backups.engine.restore import undo
 
@@ -145,6 +152,7 @@ _VERBS: dict[str, Callable[[Config, Any, str, Events], Exit]] = {
     "catalog": _catalog,
     "restore": _restore,
     "unpack": _unpack,
+    "load": _load,
     "undo": _undo,
     "verify": _verify,
     "prune": _prune,

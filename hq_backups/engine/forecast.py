@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hq_backups.engine import space
 from hq_backups.engine.catalog import good_local
 from hq_backups.engine.errors import NotEnoughSpace, PreflightFailed
@@ -13,6 +15,8 @@ from hq_backups.engine.stores.base import Prepared, Store
 SHRUNK = 0.25
 """A store with less than this part of what it held is not backed up over the last good backup unasked."""
 SHRUNK_BYTES = 64 << 20
+LOST_PARTS = 8
+"""Fewer than this may go at any time, however few there were."""
 HOPELESS, DOUBTFUL = 20, 3
 """How far a first backup may be expected to compress: beyond the one it fails, beyond the other it is warned of."""
 
@@ -51,8 +55,27 @@ def refuse_shrink(last: Manifest | None, prepared: Prepared) -> None:
     if last is None or prepared.unknown or last.plain_size - prepared.estimate < SHRUNK_BYTES:
         return
     if prepared.estimate < last.plain_size * SHRUNK:
-        raise PreflightFailed(
-            f"{last.store} holds {space.human_bytes(prepared.estimate)}, at its last good backup "
-            f"({last.name}) it held {space.human_bytes(last.plain_size)}",
-            hint="Is it the right server, and whole? If it is meant to be so small: --accept-shrink",
-        )
+        raise _lost(last, space.human_bytes(prepared.estimate), space.human_bytes(last.plain_size))
+
+
+def refuse_loss(store: Store, last: Manifest | None, plain_size: int, facts: Mapping[str, object]) -> None:
+    """Refuse a backup that came out with most of what the last good one held missing; raises PreflightFailed.
+
+    Some stores do not know what they hold before it was all read: this is the judgement on what came.
+    """
+    if last is None:
+        return
+    before, now = last.source.get(store.counted or ""), facts.get(store.counted or "")
+    if isinstance(before, int) and isinstance(now, int):
+        emptied = now == 0 and before > 0
+        if emptied or (before - now >= LOST_PARTS and now < before * SHRUNK):
+            raise _lost(last, f"{now} {store.counted}", f"{before}")
+    if last.plain_size - plain_size >= SHRUNK_BYTES and plain_size < last.plain_size * SHRUNK:
+        raise _lost(last, space.human_bytes(plain_size), space.human_bytes(last.plain_size))
+
+
+def _lost(last: Manifest, now: str, before: str) -> PreflightFailed:
+    return PreflightFailed(
+        f"{last.store} holds {now}, at its last good backup ({last.name}) it held {before}",
+        hint="Is it the right server or directory, and whole? If it is meant to be so small: --accept-shrink",
+    )

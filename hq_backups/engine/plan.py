@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import outer, space
+from hq_backups.engine import accounts, crons, outer, space
 from hq_backups.engine.config import to_plain
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
@@ -73,12 +72,15 @@ def plan_swap(
             hint="Keep the data in a directory below it, or restore with --target-dir and move the data by hand.",
         )
     owner = store.owner()
-    if os.geteuid() != 0 and pwd.getpwuid(os.geteuid()).pw_name != owner:
+    account = accounts.find(owner)
+    if os.geteuid() != 0 and not account.is_me:
         raise PreflightFailed(
             f"the data belongs to user {owner}, and only root can restore it",
             hint="Run the same command as root (sudo).",
         )
-    facts = store.check_restore(manifest, request, events)
+    facts = dict(store.check_restore(manifest, request, events))
+    if (old := crons.collision(store.name)) is not None:
+        facts["old_cron"] = old
     parent = space.existing(request.staging_dir or target.parent)
     if not space.same_filesystem(parent, space.existing(target.parent)):
         raise PreflightFailed(
@@ -87,7 +89,7 @@ def plan_swap(
         )
     needed = store.unpacked_size(manifest) + MARGIN
     directories = store.outer(manifest)
-    places = outer.places(directories, target, run_id, pwd.getpwnam(owner).pw_uid)
+    places = outer.places(directories, target, run_id, account.uid)
     outer.require_space(directories, places, parent, needed)
     staging = (request.staging_dir or target.parent) / f"{staging_prefix(target)}{run_id}"
     return Plan(
@@ -130,7 +132,7 @@ def plan_beside(
         target=str(target),
         staging=None,
         set_aside=None,
-        owner=store.owner() if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name,
+        owner=store.owner() if os.geteuid() == 0 else accounts.me(),
         free=space.free_bytes(space.existing(target)),
         needed=needed,
         facts=facts,
@@ -154,7 +156,7 @@ def plan_in_place(
         target=str(facts.get("server", "")),
         staging=None,
         set_aside=None,
-        owner=pwd.getpwuid(os.geteuid()).pw_name,
+        owner=accounts.me(),
         free=0,
         needed=0,
         facts=facts,

@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
@@ -77,6 +77,7 @@ class Producer(Child):
     """A program whose standard output is read as a stream that never ends before it is known to be whole.
 
     End of file is reported only when the child has exited with status 0; anything else raises ProducerFailed.
+    A program that exits otherwise for less than a failure has a subclass with its own :meth:`ended_well`.
     """
 
     def __init__(
@@ -89,17 +90,25 @@ class Producer(Child):
         pipe_size: int = 1 << 20,
         exit_timeout: float = EXIT_SECONDS,
         feed: bool = False,
+        heard: Callable[[bytes], None] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
-        """Start it; ``feed`` keeps its standard input open, to be written through :attr:`stdin`."""
+        """Start it; ``feed`` keeps its standard input open, to be written through :attr:`stdin`.
+
+        ``heard`` is told what it writes to standard error, in a thread of its own. ``fds`` stay open in it, under
+        their numbers.
+        """
         self._exit_timeout = exit_timeout
         stdin = subprocess.PIPE if feed else subprocess.DEVNULL
-        super().__init__(argv, stdin=stdin, env=env, user=user, cwd=cwd)
+        super().__init__(argv, stdin=stdin, env=env, user=user, cwd=cwd, heard=heard, fds=fds)
         stdout = self.popen.stdout
         assert stdout is not None  # noqa: S101  it was asked for
         self._stdout = stdout.fileno()
+        self.roomy = False
+        """Whether the pipe holds as much as was asked for."""
         # More than /proc/sys/fs/pipe-max-size is refused to other users than root.
         with contextlib.suppress(OSError):
-            fcntl(self._stdout, F_SETPIPE_SZ, pipe_size)
+            self.roomy = fcntl(self._stdout, F_SETPIPE_SZ, pipe_size) >= pipe_size
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -127,9 +136,13 @@ class Producer(Child):
         if not self.wait(self._exit_timeout):
             self.kill()
             raise self.failure(f"it closed its output but did not exit within {self._exit_timeout:g} seconds")
-        if self.reap() != 0:
+        if not self.ended_well(self.reap()):
             raise self.failure()
         return 0
+
+    def ended_well(self, status: int) -> bool:
+        """Tell whether the exit status says that the output is whole; may raise an error that says more."""
+        return status == 0
 
 
 class Consumer(Child):

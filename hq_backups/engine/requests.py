@@ -85,11 +85,24 @@ class UndoRequest:
 
 
 @dataclass(frozen=True)
+class BlobRecord:
+    """What HQ's database says of one blob."""
+
+    key: str
+    size: int
+    """Bytes that it takes on the disk, compressed where it is."""
+    created: str
+    """UTC, ``2026-11-22T00:00:02Z``."""
+
+
+@dataclass(frozen=True)
 class VerifyRequest:
     """Prove that an artifact is whole; deep: by starting a server on it."""
 
     selection: Selection
     deep: bool = False
+    records: tuple[BlobRecord, ...] = ()
+    """What of the source's own records must be in it."""
 
 
 @dataclass(frozen=True)
@@ -131,3 +144,13 @@ class UnpackRequest:
     target: Path
     outer: Mapping[str, Path] = field(default_factory=dict)
     replaces: Path | None = None
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """A restore's work on live data, done as whom the store names for it."""
+
+    manifest: Mapping[str, Any]
+    location: Mapping[str, Any]
+    restore: RestoreRequest

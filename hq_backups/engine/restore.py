@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import glob
 import os
-import pwd
 import shlex
 import shutil
 import time
@@ -19,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import outer, unfinished
+from hq_backups.engine import accounts, outer, unfinished
 from hq_backups.engine.as_user import run_as
 from hq_backups.engine.catalog import select
 from hq_backups.engine.config import Config, Job, to_plain
@@ -29,8 +28,8 @@ from hq_backups.engine.journal import OPEN, Journal, read_journal
 from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.plan import Plan, beside, plan_beside, plan_in_place, plan_swap, staging_prefix
-from hq_backups.engine.requests import RestoreRequest, Selection, UndoRequest, UnpackRequest
-from hq_backups.engine.source import compare, opened
+from hq_backups.engine.requests import LoadRequest, RestoreRequest, Selection, UndoRequest, UnpackRequest
+from hq_backups.engine.source import compare, handed, opened
 from hq_backups.engine.stores import open_store
 from hq_backups.engine.stores.base import Destination, Part, Store
 from hq_backups.engine.survey import describe
@@ -38,7 +37,7 @@ from hq_backups.engine.swap import Swap, inode
 from hq_backups.engine.switchover import switch
 from hq_backups.engine.switchover import undo as switch_back
 from hq_backups.engine.unfinished import Unfinished
-from hq_backups.engine.unpack import unpack
+from hq_backups.engine.unpack import load, unpack
 
 _NOTHING_BACK = "there are no data now, as before: restore_backup {} latest"
 
@@ -48,10 +47,13 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
     location, manifest, store = _find(config, request, events)
     if request.target_dir is not None:
         return _beside(config, request, manifest, location, store, run_id, events)
-    if request.in_place:
-        return _in_place(request, manifest, location, store, run_id, events)
+    if request.in_place or request.merge:
+        return _in_place(config, request, manifest, location, store, run_id, events)
     target = store.target().resolve()
-    _refuse_unfinished(target)
+    if _is_unfinished(target):
+        # Unless one is at work right now: then that is what is said.
+        with _locks(store, target, run_id):
+            _refuse_unfinished(target)
     plan = plan_swap(request, location, manifest, store, target, run_id, events)
     events.emit("plan", **to_plain(plan))
     if request.plan_only:
@@ -101,7 +103,7 @@ def _unpack_beside(
 ) -> tuple[Swap, Unfinished, float]:
     """Unpack and check beside the target; return the swap that is now possible, what was made, and when that was."""
     target, staging = Path(plan.target), Path(str(plan.staging))
-    owner = pwd.getpwnam(plan.owner)
+    owner = accounts.find(plan.owner)
     # An empty directory was made by hand: its owner and mode say nothing.
     fresh = not target.exists() or not any(target.iterdir())
     spot = Destination(staging, plan.outer, target)
@@ -114,8 +116,8 @@ def _unpack_beside(
             run_id,
             store=plan.store,
             artifact=manifest.name,
-            owner=(owner.pw_uid, owner.pw_gid) if fresh else None,
-            mode=0o700 if fresh else None,
+            owner=(owner.uid, owner.gid) if fresh else None,
+            mode=store.tree_mode(manifest) if fresh else None,
         )
         swap.check()
     except BaseException:
@@ -200,6 +202,12 @@ def _undo_facts(journal: Journal) -> dict[str, Any]:
     }
 
 
+def _is_unfinished(target: Path) -> bool:
+    """Tell whether a restore of a target has begun and not come to its end."""
+    journal = read_journal(target)
+    return journal is not None and journal.phase in OPEN
+
+
 def _refuse_unfinished(target: Path) -> None:
     """Refuse a target whose last restore was killed: it must be undone first."""
     journal = read_journal(target)
@@ -246,6 +254,7 @@ def _require_confirmed(request: RestoreRequest, manifest: Manifest) -> None:
 
 
 def _in_place(
+    config: Config,
     request: RestoreRequest,
     manifest: Manifest,
     location: Mapping[str, Any],
@@ -253,7 +262,7 @@ def _in_place(
     run_id: str,
     events: Events,
 ) -> Exit:
-    """Load into the running server. Nothing can be put back, so the whole artifact is read and checked first."""
+    """Load into live data. Nothing can be put back, so the whole artifact is read and checked first."""
     plan = plan_in_place(request, location, manifest, store, events)
     events.emit("plan", **to_plain(plan))
     if request.plan_only:
@@ -261,12 +270,17 @@ def _in_place(
     _require_confirmed(request, manifest)
     events.step("verify", f"reading {manifest.name} to its end before anything is changed")
     with opened(store, location, manifest, events) as plain:
-        store.walk(plain, manifest, events)
+        store.check_load(plain, manifest, request, events)
         compare(plain.digest(), manifest)
     events.step("load", f"loading {manifest.name} into {plan.target}")
-    with _store_lock(store, run_id), opened(store, location, manifest, events) as plain:
-        store.load_in_place(plain, manifest, request, events)
-        compare(plain.digest(), manifest)
+    owner = store.loader()
+    with _store_lock(store, run_id):
+        if owner is None or os.geteuid() != 0 or accounts.find(owner).is_me:
+            load(config, LoadRequest(to_plain(manifest), dict(location), request), events)
+        else:
+            with handed(location, owner) as (there, fds):
+                work = LoadRequest(to_plain(manifest), dict(there), request)
+                run_as(Job("load", config, to_plain(work), run_id), owner, events, fds)
     events.emit("data", old_data=None, next_steps=list(plan.next_steps))
     return Exit.OK
 
@@ -286,7 +300,7 @@ def _beside(
     if request.plan_only:
         return Exit.OK
     target = Path(plan.target)
-    spot = Destination(target, plan.outer)
+    spot = Destination(target, plan.outer, only=request.only)
     there, outside = target.exists(), dict[Path, int]()
     try:
         _make_spot(spot.tree, plan.owner, there=there)
@@ -321,11 +335,13 @@ def _unpack(
 ) -> None:
     """Do the data work as the store's user."""
     events.step("unpack", f"unpacking {manifest.name}")
-    request = UnpackRequest(to_plain(manifest), dict(location), spot.tree, spot.outer, spot.replaces)
-    if os.geteuid() == 0 and owner != "root":
-        run_as(Job("unpack", config, to_plain(request), run_id), owner, events)
-    else:
-        unpack(config, request, events)
+    places = (spot.tree, spot.outer, spot.replaces, spot.only)
+    if os.geteuid() != 0 or accounts.find(owner).is_me:
+        unpack(config, UnpackRequest(to_plain(manifest), dict(location), *places), events)
+        return
+    with handed(location, owner) as (there, fds):
+        request = UnpackRequest(to_plain(manifest), dict(there), *places)
+        run_as(Job("unpack", config, to_plain(request), run_id), owner, events, fds)
 
 
 def _make_spot(directory: Path, owner: str, *, there: bool = False) -> int:
@@ -339,8 +355,8 @@ def _make_spot(directory: Path, owner: str, *, there: bool = False) -> int:
         if os.listdir(fd):
             raise PreflightFailed(f"{directory} is no longer empty", hint="Run the command again.")
         if os.geteuid() == 0:
-            entry = pwd.getpwnam(owner)
-            os.fchown(fd, entry.pw_uid, entry.pw_gid)
+            account = accounts.find(owner)
+            os.fchown(fd, account.uid, account.gid)
         os.fchmod(fd, 0o700)
         return os.fstat(fd).st_ino
     finally:
@@ -353,8 +369,8 @@ def _make_parents(target: Path, owner: str) -> None:
     for directory in reversed(missing):
         directory.mkdir(mode=0o755)
         if os.geteuid() == 0:
-            entry = pwd.getpwnam(owner)
-            os.chown(directory, entry.pw_uid, entry.pw_gid)
+            account = accounts.find(owner)
+            os.chown(directory, account.uid, account.gid)
 
 
 @contextmanager

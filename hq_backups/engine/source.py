@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import process
+from hq_backups.engine import accounts, process
 from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed, ProducerFailed
 from hq_backups.engine.events import Events
@@ -40,6 +40,11 @@ def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
     if location["kind"] == "local":
         path = Path(location["path"])
         source: AbstractContextManager[Readable]
+        if "fd" in location:
+            with os.fdopen(os.dup(int(location["fd"])), "rb") as opened_source:
+                opened_source.seek(0)
+                yield opened_source
+            return
         try:
             source = _packed(store, path) if path.is_dir() else path.open("rb")
         except FileNotFoundError as error:
@@ -61,8 +66,40 @@ def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
         source.close()
 
 
+@contextmanager
+def handed(location: Mapping[str, Any], owner: str) -> Iterator[tuple[Mapping[str, Any], tuple[int, ...]]]:
+    """Open an artifact that ``owner`` may not read, so that his child need not; return where, and what is open.
+
+    Only what whoever owns the backup directory, or root, has put there as a file: never what a link leads to.
+    """
+    fd = _to_hand(location, owner)
+    if fd is None:
+        yield location, ()
+        return
+    try:
+        yield {**location, "fd": fd}, (fd,)
+    finally:
+        os.close(fd)
+
+
+def _to_hand(location: Mapping[str, Any], owner: str) -> int | None:
+    if location["kind"] != "local" or os.geteuid() != 0:
+        return None
+    path = location["path"]
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    about, uid = os.fstat(fd), accounts.find(owner).uid
+    trusted = (0, os.stat(os.path.dirname(path)).st_uid)
+    if stat.S_ISREG(about.st_mode) and about.st_uid != uid and about.st_uid in trusted:
+        return fd
+    os.close(fd)
+    return None
+
+
 def _unreadable(path: Path, user: str | None = None) -> PreflightFailed:
-    user = user or pwd.getpwuid(os.geteuid()).pw_name
+    user = user or accounts.me()
     return PreflightFailed(
         f"user {user} cannot read {path}",
         hint=f"Give it to that user (`chown -R {user} {path}`), or move it where {user} can read.",

@@ -1,9 +1,11 @@
 """Bytes on their way: into a compressed file that is hashed and read back, and out of one.
 
-Writing: :class:`ArtifactWriter` compresses, hashes and writes in a thread of its own, so that the producer's pipe
-never waits for the compressor. :class:`ReadBack` follows the growing file from disk: a backup is good only when
-what it read is what was written. Unpacking what was just packed would cost a sixth of the whole; instead the
-compressed stream's own trailer is compared with what went into it, and ``verify_backup`` unpacks.
+Writing: :class:`ArtifactWriter` compresses and writes in a thread of its own, so that the producer's pipe never
+waits for the compressor. :class:`ReadBack` follows the growing file from disk: a backup is good only when what it
+read is what was written, by size and CRC32. The sha256 that is recorded is of what was read: hashing it before it
+was written as well would cost a third of what does not compress. Nor is it unpacked again, for a sixth of the
+whole; instead the compressed stream's own trailer is compared with what went into it, and ``verify_backup``
+unpacks.
 
 Reading: :class:`PlainReader` turns stored bytes (a file, an object in a bucket) into plain ones, hashing both,
 unpacking in a thread of its own, in bounded memory.
@@ -43,6 +45,17 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
+class Written:
+    """What went into an artifact, and what was given to the disk."""
+
+    size: int
+    crc32: int
+    plain_size: int
+    plain_sha256: str
+    plain_crc32: int
+
+
+@dataclass(frozen=True)
 class Digest:
     """Both sides of an artifact: stored and plain."""
 
@@ -76,7 +89,7 @@ class ArtifactWriter:
         self.path = path
         self.codec = codec
         self._size = self._crc32 = self._plain_size = self._plain_crc32 = 0
-        self._sha, self._plain_sha = hashlib.sha256(), hashlib.sha256()
+        self._plain_sha = hashlib.sha256()
         self._compressor = codecs.compressor(codec, level)
         self._on_written = on_written
         self._failure: BaseException | None = None
@@ -97,16 +110,20 @@ class ArtifactWriter:
 
     def put(self, buffer: bytearray, length: int) -> None:
         """Take back a buffer whose first ``length`` bytes are to be written."""
+        # Hashed here, not in the writer's thread: that one has the compressor to wait for.
+        with memoryview(buffer)[:length] as data:
+            self._plain_size += length
+            self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
+            self._plain_sha.update(data)
         self._full.put((buffer, length))
 
-    def finish(self) -> Digest:
+    def finish(self) -> Written:
         """Write the rest and sync the file; return what went in and what was written."""
         self._stop()
         if self._failure is not None:
             raise self._failure
-        return Digest(
+        return Written(
             self._size,
-            self._sha.hexdigest(),
             self._crc32,
             self._plain_size,
             self._plain_sha.hexdigest(),
@@ -132,7 +149,7 @@ class ArtifactWriter:
             while (item := self._full.get()) is not None:
                 buffer, length = item
                 if self._failure is None:
-                    self._take(memoryview(buffer)[:length])
+                    self._store(self._compressor.compress(memoryview(buffer)[:length]))
                 self._free.put(buffer)
             if self._failure is None:
                 self._store(self._compressor.flush())
@@ -144,19 +161,12 @@ class ArtifactWriter:
             while self._full.get() is not None:
                 pass
 
-    def _take(self, data: memoryview) -> None:
-        self._plain_size += len(data)
-        self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
-        self._plain_sha.update(data)
-        self._store(self._compressor.compress(data))
-
     def _store(self, packed: bytes) -> None:
         if not packed:
             return
         write_all(self._fd, packed, self.path)
         self._size += len(packed)
         self._crc32 = codecs.crc32(packed, self._crc32)
-        self._sha.update(packed)
         if self._on_written is not None:
             self._on_written(self._size)
 
@@ -222,7 +232,7 @@ class ReadBack:
         """Start following ``path``."""
         self._file = GrowingFile(path)
         self._sha = hashlib.sha256()
-        self._size = 0
+        self._size = self._crc32 = 0
         self._tail = b""
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="hqb-read-back", daemon=True)
@@ -240,11 +250,18 @@ class ReadBack:
         self._file.close()
         if self._failure is not None:
             raise ReadBackFailed(str(self._failure), path=writer.path) from self._failure
-        if (self._size, self._sha.hexdigest()) != (written.size, written.sha256):
+        if (self._size, self._crc32) != (written.size, written.crc32):
             raise ReadBackFailed("other bytes were read than were written", path=writer.path)
         if not codecs.trailer_agrees(writer.codec, self._tail, written.plain_size, written.plain_crc32):
             raise ReadBackFailed("its compressed stream is not that of what was read", path=writer.path)
-        return written
+        return Digest(
+            written.size,
+            self._sha.hexdigest(),
+            written.crc32,
+            written.plain_size,
+            written.plain_sha256,
+            written.plain_crc32,
+        )
 
     def close(self) -> None:
         """Stop following."""
@@ -256,6 +273,7 @@ class ReadBack:
     def _run(self) -> None:
         try:
             while data := self._file.read(CHUNK):
+                self._crc32 = codecs.crc32(data, self._crc32)
                 self._sha.update(data)
                 self._size += len(data)
                 self._tail = (self._tail + data)[-codecs.TRAILER :]

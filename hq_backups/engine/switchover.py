@@ -148,7 +148,8 @@ def _forward(
     swap.swap_in()
     swap.mark("starting")
     with interrupts.allowed():
-        _tell(events, "start", f"starting {service.describe()} on the restored data")
+        if service.facts().get("start"):
+            _tell(events, "start", f"starting {service.describe()} on the restored data")
         service.start()
         _tell(events, "test", "testing the restored data")
         test()

@@ -13,7 +13,7 @@ from hq_backups.engine.config import Config
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest, load_manifest
-from hq_backups.engine.requests import UnpackRequest
+from hq_backups.engine.requests import LoadRequest, UnpackRequest
 from hq_backups.engine.source import compare, opened
 from hq_backups.engine.stores import open_store
 from hq_backups.engine.stores.base import Destination, Part, Store
@@ -23,7 +23,7 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     """Unpack, compare with the manifest, let the store check its tree; raises CorruptBackup."""
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
     store = open_store(config, manifest.store, manifest.mode)
-    spot = Destination(request.target, request.outer, request.replaces)
+    spot = Destination(request.target, request.outer, request.replaces, request.only)
     if parts := store.parts(manifest):
         trees = [
             _unpack_part(store, part, request.target / f".part-{n}", events) for n, part in enumerate(parts)
@@ -35,6 +35,16 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     with ThreadPoolExecutor(1, "hqb-sync") as pool:
         pool.submit(os.sync)
         store.check_unpacked(request.target, manifest, events)
+    return Exit.OK
+
+
+def load(config: Config, request: LoadRequest, events: Events) -> Exit:
+    """Load into live data, compare with the manifest; raises CorruptBackup."""
+    manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
+    store = open_store(config, manifest.store, manifest.mode)
+    with opened(store, request.location, manifest, events) as plain:
+        store.load_in_place(plain, manifest, request.restore, events)
+        compare(plain.digest(), manifest)
     return Exit.OK
 
 

@@ -31,6 +31,8 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     events.step("verify", f"reading {entry.name} from {location.get('path') or location.get('key')}")
     manifest = describe(config, entry, location, events)
     store = open_store(config, manifest.store, manifest.mode)
+    if request.records and entry.manifest is not None:
+        store.expect(request.records)
     if request.deep:
         _deep(store, manifest, dict(location), run_id, events)
     elif entry.manifest is not None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.victim import PostgresVictim
+from tests.faults.victim import HostVictim
 
 SOURCE = """#!{python} -IS
 import json, os, signal, subprocess, sys, time
@@ -134,7 +134,7 @@ class FakeProducer:
 
 
 @contextmanager
-def in_front(victim: PostgresVictim) -> Iterator[FakeProducer]:
+def in_front(victim: HostVictim) -> Iterator[FakeProducer]:
     """Put a fake producer in front of the real one of a victim."""
     made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.server.bin_dir / victim.producer)
     victim.options["bin_dir"] = str(made.directory)

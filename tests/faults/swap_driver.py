@@ -89,7 +89,7 @@ class FakeServer:
         return "a fake server"
 
     def facts(self) -> Mapping[str, Any]:
-        return {"name": "fake"}
+        return {"name": "fake", "start": ["start"]}
 
     def is_running(self) -> bool:
         return self.pid_file.exists() and alive(int(self.pid_file.read_text()))

@@ -8,10 +8,10 @@ import pytest
 
 from tests.faults.producer import in_front
 from tests.faults.test_kills import aged
-from tests.faults.victim import PostgresVictim, Victim
+from tests.faults.victim import HostVictim, Victim
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces")
+MODES = ("plain", "dump", "tablespaces", "blobdb")
 DAY = 86400
 
 
@@ -45,7 +45,7 @@ def test_a_single_manifest_from_the_future_stops_pruning(victim: Victim) -> None
     assert names[1] in outcome.kind("kept")[0]["reason"]
 
 
-def test_failed_runs_remove_nothing_however_many(victim: PostgresVictim) -> None:
+def test_failed_runs_remove_nothing_however_many(victim: HostVictim) -> None:
     victim.run(victim.backup()).expect(0)
     names = aged(victim, [2, 9])
     (victim.backups / names[0]).unlink()

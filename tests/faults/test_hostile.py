@@ -20,7 +20,7 @@ import pytest
 
 from tests.factories import manifest as make_manifest
 from tests.faults.test_kills import SEED, SWEEP
-from tests.faults.victim import ENV, HOST, VICTIMS, PostgresVictim, Victim
+from tests.faults.victim import ENV, HOST, VICTIMS, HostVictim, Victim
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import give, short_directory
@@ -44,7 +44,7 @@ NAME = NAMES["plain"]
 
 
 @pytest.fixture(scope="module")
-def shown(server: PostgresServer, mode: str) -> Iterator[PostgresVictim]:
+def shown(server: PostgresServer, mode: str) -> Iterator[HostVictim]:
     """Return a victim with one good backup, to which each test adds something bad and takes it away."""
     with short_directory(server_user()) as home:
         victim = VICTIMS[mode](home, server)
@@ -53,7 +53,7 @@ def shown(server: PostgresServer, mode: str) -> Iterator[PostgresVictim]:
 
 
 @pytest.fixture
-def clean(shown: PostgresVictim) -> Iterator[PostgresVictim]:
+def clean(shown: HostVictim) -> Iterator[HostVictim]:
     good, names, around = [e["run"] for e in shown.good()], shown.names(), set(os.listdir(shown.home))
     yield shown
     for name in shown.names() - names:
@@ -175,13 +175,13 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
-def test_a_hostile_archive_is_refused(clean: PostgresVictim, tmp_path: Path, kind: str) -> None:
+def test_a_hostile_archive_is_refused(clean: HostVictim, tmp_path: Path, kind: str) -> None:
     content = ARCHIVES[kind](tmp_path)
     assert_refused(clean, put(clean, content, described(content)))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_bomb_ends_where_its_manifest_says(clean: PostgresVictim, mode: str) -> None:
+def test_a_bomb_ends_where_its_manifest_says(clean: HostVictim, mode: str) -> None:
     plain = tar(FINE, (member("big"), b"\0" * (64 << 20))) if mode == "plain" else DUMP + b"\n" * (64 << 20)
     content, name = gzip.compress(plain), PACKED[mode]
     manifest = {**described(content, plain[: 1 << 20], mode, codec="gzip"), "name": name}
@@ -260,7 +260,7 @@ def changed(change: Any, mode: str = "plain") -> bytes | dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_hostile_manifest_is_refused(clean: PostgresVictim, kind: str, mode: str) -> None:
+def test_a_hostile_manifest_is_refused(clean: HostVictim, kind: str, mode: str) -> None:
     name = NAMES[mode]
     put(clean, CONTENTS[mode], changed(MANIFESTS[kind], mode), name)
     good = [e["name"] for e in clean.good()]
@@ -324,7 +324,7 @@ CLUSTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", ["good", *CLUSTERS])
-def test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed(clean: PostgresVictim, kind: str) -> None:
+def test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed(clean: HostVictim, kind: str) -> None:
     source = {**SOURCE, **CLUSTERS.get(kind, {})}
     name = put(clean, DUMP, described(DUMP, mode="dump", source=source), NAMES["dump"])
     beside = clean.home / "beside"
@@ -338,13 +338,13 @@ def test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed(clean: Postgre
     clean.settled()
 
 
-def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: PostgresVictim) -> None:
+def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: HostVictim) -> None:
     manifest = described(CONTENT)
     manifest["source"]["deep"] = json.loads(nested(20))
     assert "is not in it" in assert_refused(clean, put(clean, CONTENT, manifest))
 
 
-def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: PostgresVictim, mode: str) -> None:
+def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: HostVictim, mode: str) -> None:
     name = put(clean, CONTENTS[mode], changed({"schema": 2}, mode), NAMES[mode])
     (entry,) = [e for e in clean.entries() if e["name"] == name]
     assert "newer hq_backups" in entry["problem"]
@@ -353,7 +353,7 @@ def test_a_newer_schema_is_listed_and_its_restore_says_what_to_do(clean: Postgre
     assert "Update hq_backups" in said
 
 
-def test_a_pending_manifest_moves_nothing_into_the_directory(clean: PostgresVictim, tmp_path: Path) -> None:
+def test_a_pending_manifest_moves_nothing_into_the_directory(clean: HostVictim, tmp_path: Path) -> None:
     outside = clean.home / "outside.partial"
     outside.write_bytes(CONTENT)
     give(outside, clean.user)
@@ -445,7 +445,7 @@ def test_any_flipped_bit_of_a_manifest_is_found_or_harmless(victim: Victim) -> N
     victim.here(victim.verify(entry["name"])).expect(0)
 
 
-def test_a_damaged_archive_is_not_restored_over_good_data(own_victim: Callable[..., PostgresVictim]) -> None:
+def test_a_damaged_archive_is_not_restored_over_good_data(own_victim: Callable[..., HostVictim]) -> None:
     victim = own_victim()
     victim.run(victim.backup()).expect(0)
     victim.change_data()

@@ -16,14 +16,19 @@ import pytest
 
 from hq_backups.engine.config import Job
 from tests.faults.engine_process import Outcome
-from tests.faults.victim import PostgresVictim, Victim
+from tests.faults.victim import HostVictim, PostgresVictim, Victim
 from tests.testbed.process import wait_until
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 SWEEP = int(os.environ.get("HQ_BACKUPS_TESTS_SWEEP", "0"))
 SEED = 20261122
+IN_SHORT = ("test_a_restore_killed_while_it_loads_leaves_no_server",)
+ONLY = {
+    "test_a_deep_verify_that_is_killed_leaves_nothing_to_the_next_run": ("plain", "dump", "tablespaces"),
+    "test_a_restore_killed_while_it_loads_leaves_no_server": ("dump",),
+}
 
 
 def steps_of(victim: Victim, job: Job) -> list[str]:
@@ -227,7 +232,7 @@ class Restored:
 
     def beside(self) -> list[str]:
         """Return what lies beside the data directory that restores have made."""
-        server = cast("PostgresVictim", self.victim).server
+        server = cast("HostVictim", self.victim).server
         return sorted(n for n in os.listdir(server.workdir) if n.startswith((".data.", "data.")))
 
     def assert_old_data(self) -> None:
@@ -326,11 +331,27 @@ def test_a_deep_verify_that_is_killed_leaves_nothing_to_the_next_run(victim: Vic
         wait_until(lambda: reached(engine.said()) or not engine.running, what=moment)
         engine.kill()
         assert engine.wait().killed
+    # A server that it had started ends with it, and does not wait for the next run.
+    victim.settled()
+    if moment == "counting":
+        wait_until(lambda: not victim.stray_temporaries(), what="the end of its socket's directory")
     victim.assert_survived({entry["run"]})
     # The next backup, not only the next deep verify: its unpacked tree may fill the disk.
     victim.run(victim.backup()).expect(0)
     victim.assert_clean()
     assert victim.stray_temporaries() == []
+
+
+def test_a_restore_killed_while_it_loads_leaves_no_server(victim: PostgresVictim) -> None:
+    victim.run(victim.backup()).expect(0)
+    beside = victim.backups / "beside"
+    with victim.engine(victim.restore(target_dir=beside)) as engine:
+        wait_until(lambda: victim.is_filling(engine.said()) or not engine.running, what="the loading")
+        assert (beside / "postmaster.pid").exists()
+        engine.kill()
+        assert engine.wait().killed
+    victim.settled()
+    assert not (beside / "postmaster.pid").exists()
 
 
 def test_a_cancelled_backup_leaves_nothing(in_bucket: Victim) -> None:

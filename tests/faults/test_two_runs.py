@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,15 +13,15 @@ import pytest
 from hq_backups.engine.config import Job
 from tests.faults.engine_process import Engine
 from tests.faults.producer import in_front
-from tests.faults.victim import PostgresVictim
+from tests.faults.victim import HostVictim
 from tests.testbed.process import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces")
+MODES = ("plain", "dump", "tablespaces", "blobdb")
 
 
 @contextmanager
-def halted(victim: PostgresVictim) -> Iterator[Engine]:
+def halted(victim: HostVictim) -> Iterator[Engine]:
     """Hold a backup in its middle; it ends well after the block, unless it was killed."""
     with in_front(victim) as fake:
         fake.plan(pause=1)
@@ -31,7 +33,7 @@ def halted(victim: PostgresVictim) -> Iterator[Engine]:
                 engine.wait().expect(0)
 
 
-def test_a_second_run_is_told_who_holds_the_store(victim: PostgresVictim) -> None:
+def test_a_second_run_is_told_who_holds_the_store(victim: HostVictim) -> None:
     victim.run(victim.backup("weekly")).expect(0)
     with halted(victim) as first:
         run = first.said()[0]["run"]
@@ -55,7 +57,7 @@ def test_a_second_run_is_told_who_holds_the_store(victim: PostgresVictim) -> Non
     victim.assert_clean()
 
 
-def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: PostgresVictim, mode: str) -> None:
+def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: HostVictim, mode: str) -> None:
     with halted(victim) as first:
         first.kill()
         first.process.wait()
@@ -66,7 +68,7 @@ def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: Postgres
     victim.assert_clean()
 
 
-def test_two_restores_of_one_target(own_victim: Callable[..., PostgresVictim]) -> None:
+def test_two_restores_of_one_target(own_victim: Callable[..., HostVictim]) -> None:
     victim = own_victim()
     victim.run(victim.backup()).expect(0)
     victim.change_data()
@@ -74,8 +76,11 @@ def test_two_restores_of_one_target(own_victim: Callable[..., PostgresVictim]) -
         wait_until(
             lambda: [*victim.server.workdir.glob(".data.*staging-*")] or not first.running, what="the staging"
         )
+        # Stopped, it holds what it holds, however quick it is.
+        os.kill(first.pid, signal.SIGSTOP)
         outcome = victim.run(victim.restore())
         undone = victim.run(victim.undo())
+        os.kill(first.pid, signal.SIGCONT)
         first.wait().expect(0)
     assert outcome.status == 6, outcome.errors
     assert f"pid {first.pid} of user root" in outcome.errors

@@ -5,18 +5,22 @@ The attacks know only :class:`Victim`; another store is another subclass.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hq_backups.engine import names
 from hq_backups.engine.config import Config, Job, Retention, S3Config, StoreConfig, to_plain
 from hq_backups.engine.entry import run_job
+from hq_backups.engine.events import utc_now
 from hq_backups.engine.requests import (
     BackupRequest,
     CatalogRequest,
@@ -34,6 +38,7 @@ from tests.testbed.s3 import REGION, S3Service
 
 ENV = "prod"
 HOST = "pg0"
+_NUMBERS = itertools.count(1)
 
 
 class Victim(ABC):
@@ -107,7 +112,9 @@ class Victim(ABC):
         return self.job("verify", VerifyRequest(Selection(self.store, name, source), deep))
 
     def restore(self, name: str = "latest", *, source: str | None = None, **asked: Any) -> Job:
-        return self.job("restore", RestoreRequest(Selection(self.store, name, source), **asked))
+        made = self.job("restore", RestoreRequest(Selection(self.store, name, source), **asked))
+        # Two of one second, which no operator manages, must not have one name.
+        return replace(made, run=f"{names.run_id(utc_now(), HOST, self.store)}-{next(_NUMBERS)}")
 
     def undo(self) -> Job:
         return self.job("undo", UndoRequest(self.store))
@@ -198,7 +205,40 @@ class Victim(ABC):
         give(self.backups, self.user)
 
 
-class PostgresVictim(Victim):
+class HostVictim(Victim):
+    """A store with a data directory, and programs that are run."""
+
+    mode: str
+    producer: str
+    """The program whose output is the backup."""
+    megabytes: int
+    """Of data that make an artifact of three parts."""
+    programs: frozenset[str]
+    """What backup, verify and restore run."""
+    link: int
+    """Kilobytes a second at which an artifact of two such megabytes comes in about five seconds."""
+    server: Any
+
+    def __init__(self, home: Path, server: Any, **settings: Any) -> None:
+        super().__init__(home, server.os_user, **settings)
+        self.server = server
+        self.options: dict[str, Any] = {}
+
+    @classmethod
+    @abstractmethod
+    def serve(cls, workdir: Path, template: Callable[[int], Path]) -> AbstractContextManager[Any]:
+        """Serve empty data for the length of a block."""
+
+    @abstractmethod
+    def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether a restore that has ``said`` so much has begun to fill its new directories."""
+
+    def beside(self) -> list[str]:
+        """Return what lies beside the data directory, but for locks, which stay."""
+        return sorted(n for n in os.listdir(self.server.workdir) if not n.endswith(".lock"))
+
+
+class PostgresVictim(HostVictim):
     """PostgreSQL, mode plain."""
 
     store = "postgres"
@@ -207,16 +247,13 @@ class PostgresVictim(Victim):
     copying = "backend_type = 'walsender' AND query LIKE 'BASE_BACKUP%'"
     """What the server's sender is known by in pg_stat_activity."""
     megabytes = 4
-    """Of data that make an artifact of three parts."""
     programs = frozenset({"psql", "pg_basebackup", "pg_verifybackup"})
-    """What backup, verify and restore run."""
     link = 8_000
-    """Kilobytes a second at which an artifact of two such megabytes comes in about five seconds."""
+    server: PostgresServer
 
-    def __init__(self, home: Path, server: PostgresServer, **settings: Any) -> None:
-        super().__init__(home, server.os_user, **settings)
-        self.server = server
-        self.options: dict[str, Any] = {}
+    @classmethod
+    def serve(cls, workdir: Path, template: Callable[[int], Path]) -> PostgresServer:
+        return PostgresServer(15, workdir, template=template(15))
 
     def make_data(self, megabytes: int) -> None:
         """Fill a table of random bytes, 1 KiB a row and never packed."""
@@ -244,12 +281,7 @@ class PostgresVictim(Victim):
     def is_serving(self) -> bool:
         return self.server.running and self.server.psql("SELECT 1") == "1"
 
-    def beside(self) -> list[str]:
-        """Return what lies beside the data directory, but for locks, which stay."""
-        return sorted(n for n in os.listdir(self.server.workdir) if not n.endswith(".lock"))
-
     def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell whether a restore that has ``said`` so much has begun to fill its new directories."""
         staged = self.server.workdir.glob
         return any(staged(".data.*staging*/base")) or any(staged(".data.*staging*/global"))
 
@@ -303,7 +335,7 @@ class DumpVictim(PostgresVictim):
         return any(e["kind"] == "step" and e["name"] == "load" for e in said)
 
 
-VICTIMS: dict[str, type[PostgresVictim]] = {each.mode: each for each in (PostgresVictim, DumpVictim)}
+VICTIMS: dict[str, type[HostVictim]] = {each.mode: each for each in (PostgresVictim, DumpVictim)}
 
 
 def processes() -> Iterator[tuple[int, str]]:

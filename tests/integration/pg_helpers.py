@@ -327,8 +327,7 @@ SELECT 'setting', setdatabase, setrole, setconfig FROM pg_db_role_setting ORDER 
 """
 _DATABASE_FACTS = r"""
 SELECT 'extension', extname, extversion FROM pg_extension ORDER BY 2;
-SELECT 'large object', loid, md5(lo_get(oid)), lomowner FROM pg_largeobject_metadata, lateral (SELECT oid AS loid) l
-  ORDER BY 2;
+SELECT 'large object', oid, md5(lo_get(oid)), pg_get_userbyid(lomowner) FROM pg_largeobject_metadata ORDER BY 2;
 SELECT 'relation', oid::regclass, relkind, relpersistence, relacl, pg_get_userbyid(relowner) FROM pg_class
   WHERE oid >= 16384 AND relnamespace::regnamespace::text !~ '^pg_' ORDER BY 2;
 SELECT 'function', oid::regprocedure FROM pg_proc WHERE oid >= 16384 ORDER BY 2;

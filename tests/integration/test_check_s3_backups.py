@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hq_backups.engine import check, errors, names
+from hq_backups.engine import check, crons, errors, names
 from hq_backups.engine.config import Config, Job, S3Config, StoreConfig, to_plain
 from hq_backups.engine.entry import run_job
 from hq_backups.engine.errors import Exit
@@ -165,6 +165,18 @@ class TestGood:
             assert (daily, weekly) == ("postgres_daily_pg0.tar.gz", "postgres_weekly_pg0.tar.gz")
         assert [f["age_seconds"] for f in done.findings] == [5 * 3600, 29 * 3600]
         assert done.findings[0]["size"] == 4096
+
+    def test_an_old_cron_job_beside_ours_is_told(
+        self, dated: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(crons, "CRON_DIR", tmp_path)
+        dated.week()
+        assert "old-cron" not in dated.check().codes
+        (tmp_path / "backup_postgres").write_text("0 0 * * * postgres x\n")
+        said = dated.check()
+        assert said.code is Exit.OK
+        assert "old-cron" in said.codes
+        assert str(tmp_path / "backup_postgres") in said.status
 
     def test_monday_before_the_daily_one(self, either: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
         either.now = either.now.replace(hour=0, minute=30)
@@ -556,16 +568,16 @@ class TestOnAHostLikeHqs:
         assert not (hq.backups / check.STATUS_FILE).exists()
 
     def test_what_is_not_built_is_said(self, hq: HqHost) -> None:
-        hq.configure(check_s3_backups_email="a@example.com", couch_s3=True, backup_couch=True)
+        hq.configure(check_s3_backups_email="a@example.com", backup_es_s3=True)
         done = hq.run("check_s3_backups")
         assert done.code == 0, done
-        assert "WARNING: couch is not checked: it is not built in this release" in done.err
+        assert "WARNING: elasticsearch is not checked: it is not built in this release" in done.err
         assert "mails nobody" in done.err
-        named = hq.run("check_s3_backups", "postgres", "couchdb", "--no-email")
+        named = hq.run("check_s3_backups", "postgres", "elasticsearch", "--no-email")
         assert named.code == 2, named
         assert "mails nobody" not in named.err
         assert named.out.startswith("[OK] Last daily postgres backup is ")
-        assert "ERROR: store couch is not built yet" in named.err
+        assert "ERROR: store elasticsearch is not built yet" in named.err
 
     def test_what_cannot_be_checked_is_an_error(self, hq: HqHost) -> None:
         test = hq.run("check_s3_backups", "--send-test-email")

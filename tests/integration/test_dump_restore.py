@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hq_backups.engine import crons
 from hq_backups.engine.errors import CorruptBackup, Exit
 from hq_backups.engine.events import Events
 from hq_backups.engine.stores import open_store
@@ -181,7 +182,9 @@ def test_tablespaces_are_loaded_into_places_of_their_own(fresh_pg: Fresh) -> Non
     done = host.restore()
     assert done.code is Exit.OK, done.error
     assert serves_notes(server)
-    (place,) = done.of("plan")[0]["outer"].values()
+    (plan,) = done.of("plan")
+    ((number, place),) = plan["outer"].items()
+    assert plan["facts"]["outer_names"] == {number: "fa st"}
     assert server.psql(
         "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fa st'"
     ) == str(place)
@@ -281,7 +284,7 @@ def test_a_server_that_is_not_empty_is_loaded_only_when_it_may_be_emptied(
     host = elsewhere()
     script(
         host.server,
-        'CREATE ROLE hq; CREATE ROLE old; CREATE DATABASE "od d" OWNER old; CREATE TABLE t (n int);',
+        'CREATE ROLE hq; CREATE ROLE old; CREATE DATABASE "od d" OWNER old IS_TEMPLATE true; CREATE TABLE t (n int);',
     )
     refused = host.restore(in_place=True)
     assert refused.code is Exit.PREFLIGHT
@@ -359,3 +362,17 @@ def test_the_password_is_in_no_argv(home: Host, monkeypatch: pytest.MonkeyPatch)
     assert "sehr-geheim" not in str(done) + os.environ.get("PGPASSWORD", "")
     for path in host.backups.glob("*_hourly_*"):
         path.unlink()
+
+
+def test_an_old_cron_job_is_told_by_backup_and_plan(
+    home: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crons, "CRON_DIR", tmp_path)
+    (tmp_path / "backup_postgres").write_text("0 0 * * * postgres create_postgres_dump.sh daily 2\n")
+    assert "old-cron" in home.backup("daily", dry_run=True).warnings
+    (plan,) = home.restore(plan_only=True).of("plan")
+    assert str(tmp_path / "backup_postgres") in plan["facts"]["old_cron"]
+    (tmp_path / "backup_postgres").unlink()
+    assert "old-cron" not in home.backup("daily", dry_run=True).warnings
+    (plan,) = home.restore(plan_only=True).of("plan")
+    assert "old_cron" not in plan["facts"]

@@ -37,6 +37,14 @@ ALTER ROLE second IN DATABASE hq SET work_mem = '6MB';
 COMMENT ON ROLE second IS 'CREATE ROLE postgres;
 CREATE ROLE postgres;
 \\connect hq';
+CREATE DATABASE pattern IS_TEMPLATE true CONNECTION LIMIT 3;
+ALTER DATABASE template1 IS_TEMPLATE false CONNECTION LIMIT 40;
+"""
+
+LARGE_OBJECTS = """
+ALTER LARGE OBJECT 4242 OWNER TO "hq user";
+COMMENT ON LARGE OBJECT 4242 IS 'a picture';
+GRANT SELECT ON LARGE OBJECT 4243 TO readers;
 """
 
 # Text that looks like what a dump is made of.
@@ -133,6 +141,7 @@ def test_a_server_comes_back_as_it_was(version: int, fresh_pg: Fresh) -> None:
     fill(server)
     script(server, LOST)
     script(server, TRAPS, "hq")
+    script(server, LARGE_OBJECTS, "hq")
     script(server, "CREATE TABLE here (n int); INSERT INTO here VALUES (1);", "postgres")
     script(server, "CREATE TABLE everywhere (n int);", "template1")
     script(server, "ALTER SYSTEM SET work_mem = '9MB'; SELECT pg_reload_conf();")
@@ -146,7 +155,7 @@ def test_a_server_comes_back_as_it_was(version: int, fresh_pg: Fresh) -> None:
     assert rows["hq"]["public.counted"] == 100
     assert rows["hq"]['"COPY x (""a"") FROM stdin;"'.join(["public.", ""])] == 2
     assert rows["hq"]["public.cache"] == 50, "an unlogged table's rows are in a dump"
-    assert set(rows) == {"postgres", "template1", "hq", *ODD_DATABASES}
+    assert set(rows) == {"postgres", "template1", "hq", "pattern", *ODD_DATABASES}
     assert host.verify().code is Exit.OK
     deep = host.verify(deep=True)
     assert deep.code is Exit.OK, deep.error

@@ -47,6 +47,14 @@ CREATE SCHEMA apart AUTHORIZATION lone;
 CREATE TABLE apart.t (n int);
 ALTER TABLE apart.t OWNER TO lone;
 """
+MAPPED = """
+SET default_transaction_read_only = off;
+CREATE FOREIGN DATA WRAPPER other;
+CREATE SERVER away FOREIGN DATA WRAPPER other;
+GRANT USAGE ON FOREIGN SERVER away TO hq, master;
+CREATE USER MAPPING FOR hq SERVER away OPTIONS (password 'of hq');
+CREATE USER MAPPING FOR master SERVER away OPTIONS (password 'of master');
+"""
 FACTS = """
 SELECT rolname, rolcanlogin, rolcreatedb, rolconnlimit, shobj_description(oid, 'pg_authid') FROM pg_roles
   WHERE rolname IN ('hq', 'read "ers', 'boss') ORDER BY 1;
@@ -126,3 +134,42 @@ def test_what_cannot_be_dumped_or_loaded_is_explained(fresh_pg: Fresh) -> None:
     assert done.code is Exit.ERROR, done
     assert "of_postgres" in done.error or "line" in done.error
     assert "sed -n" in done.error
+
+
+@pytest.mark.postgres15
+def test_passwords_of_user_mappings_that_cannot_be_seen_are_named(fresh_pg: Fresh) -> None:
+    server = fresh_pg(15)
+    script(server, MANAGED)
+    script(server, FILLED)
+    script(server, MAPPED, "hq")
+    done = managed(server).good_backup()
+    (said,) = [w["message"] for w in done.of("warning") if w["code"] == "mapping-options-left-out"]
+    for words in ("of 'hq' at foreign server 'away' in database 'hq'", "not in the dump"):
+        assert words in said
+    assert "of hq" not in str(done)
+    seen = Host(server, store={"mode": "dump"}).good_backup("weekly")
+    assert "mapping-options-left-out" not in seen.warnings
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_load_that_fails_gives_borrowed_memberships_back(version: int, fresh_pg: Fresh) -> None:
+    source, target = fresh_pg(version), fresh_pg(version, new_system=True)
+    for server in (source, target):
+        script(server, MANAGED)
+    script(source, FILLED)
+    script(source, "SET default_transaction_read_only = off; CREATE SCHEMA of_postgres;", "hq")
+    # It owns something in a database that stays, so it stays as well when the server is emptied.
+    script(target, "CREATE ROLE keeper; GRANT CONNECT ON DATABASE rdsadmin TO keeper;")
+    managed(source).good_backup()
+    host = managed(target, backup_dir=managed(source).backups)
+    asked = (
+        "SELECT DISTINCT roleid::regrole FROM pg_auth_members WHERE member::regrole::text = 'master'"
+        " AND roleid >= 16384 AND NOT admin_option"
+    )
+    assert script(target, asked) == ""
+    for recreate in (False, True):
+        done = host.restore(in_place=True, recreate=recreate)
+        assert done.code is Exit.ERROR, done
+        assert "sed -n" in done.error
+        assert script(target, "SELECT count(*) FROM pg_roles WHERE rolname IN ('lone', 'keeper')") == "2"
+        assert script(target, asked) == "hq", "which it is by the dump's own word"

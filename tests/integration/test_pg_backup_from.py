@@ -245,6 +245,7 @@ def test_tablespaces_that_nobody_told_of(host: Host) -> None:
         try:
             done = with_(host, **REPLICATION).backup()
             assert done.code is not Exit.OK
+            assert "has tablespaces, and user hq repl may not ask it which" in done.error
             assert "postgres_users.backup" in done.error
             assert list(host.backups.iterdir()) == []
         finally:

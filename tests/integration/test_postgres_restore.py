@@ -404,15 +404,19 @@ def test_a_damaged_backup_is_noticed_before_anything_is_touched(host: Backed) ->
 
 @pytest.mark.root
 def test_a_backup_that_the_servers_user_cannot_read_is_told(host: Backed, tmp_path: Path) -> None:
-    # Root fetched it into its own home.
+    # Root copied it into its own home, with another user's ownership.
     name, manifest = host.artifact.name, f".{host.artifact.name}.json"
     for each in (name, manifest):
         shutil.copy(host.backups / each, tmp_path / each)
+        os.chown(tmp_path / each, 12345, 12345)
     done = host.restore(str(tmp_path / name))
     assert done.code is Exit.PREFLIGHT
     assert f"user {host.server.os_user} cannot read {tmp_path / name}" in done.error
     assert "chown" in done.error
     assert_nothing_changed(host)
+    # What is root's own is handed over open, wherever it lies.
+    os.chown(tmp_path / name, 0, 0)
+    assert host.restore(str(tmp_path / name)).code is Exit.OK
 
 
 def test_data_that_do_not_start_are_rolled_back(host: Backed) -> None:

@@ -15,6 +15,7 @@ from django.core.management.base import SystemCheckError
 from hq_backups import conf
 from hq_backups.checks import check_settings
 from hq_backups.conf.findings import IDS
+from hq_backups.engine import crons
 
 S3_ON = {"postgres_s3": True, "AMAZON_S3_ACCESS_KEY": "a", "AMAZON_S3_SECRET_KEY": "b"}
 BOUNCER = {"ENGINE": "django.db.backends.postgresql", "HOST": "pgb0", "PORT": 6432}
@@ -77,6 +78,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {},
         {"MAILERS": {"default": {"BACKEND": MAIL + "dummy.EmailBackend"}}},
     ),
+    (
+        "E016",
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/data/blobdb"},
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/shared/../shared/blobdb"},
+        {"SHARED_DRIVE_CONF": SimpleNamespace(blob_dir="/opt/shared/blobdb")},
+    ),
     ("W006", {"aws_endpoint": "http://s3.example.com"}, {"aws_endpoint": "http://10.0.0.5"}, {}),
     (
         "W007",
@@ -97,6 +104,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         {"pg_backup_from": "pg1"},
         {"pg_backup_from": "pg1", "postgres_users": {"replication": {"username": "hqrepl"}}},
         {},
+    ),
+    (
+        "E016",
+        {"backup_blobdb": True, "blobdb_dir_path": "/opt/data/blobdb"},
+        {"backup_blobdb": True, "blobdb_dir_path": "/mnt/shared/blobdb"},
+        {"SHARED_DRIVE_CONF": SimpleNamespace(blob_dir="/mnt/shared/blobdb")},
     ),
     ("W010", {"postgresql_port": 6432, "pg_backup_from": "pg1"}, {"pg_backup_from": "pg1"}, {}),
 ]
@@ -141,7 +154,19 @@ def test_a_bad_file_is_found(id_: str, broken: str, whole: str, tmp_path: Path) 
 
 
 def test_every_id_has_a_case_that_breaks_it() -> None:
-    assert {case[0] for case in CASES} | {case[0] for case in FILES} == set(IDS)
+    assert {case[0] for case in CASES} | {case[0] for case in FILES} | {"W015"} == set(IDS)
+
+
+def test_an_old_cron_job_of_a_store_that_is_on_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crons, "CRON_DIR", tmp_path)
+    assert found({}, {}) == []
+    (tmp_path / "backup_postgres").write_text("0 0 * * * postgres x\n")
+    (finding,) = found({}, {})
+    assert (finding.id, finding.store) == ("W015", "postgres")
+    assert str(tmp_path) in finding.message
+    assert found({"backup_postgres": False}, {}) == []
 
 
 def test_every_default_is_free_of_findings() -> None:
@@ -165,8 +190,9 @@ def test_credentials_in_the_home_directory_are_enough(tmp_path: Path) -> None:
 
 
 def test_blobs_on_their_way_to_s3_are_still_on_disk() -> None:
-    django = {"S3_BLOB_DB_SETTINGS": {"url": "x"}, "BLOB_DB_MIGRATING_FROM_FS_TO_S3": True}
-    assert [finding.id for finding in found({"backup_blobdb": True}, django)] == ["W003"]
+    moved = {"S3_BLOB_DB_SETTINGS": {"url": "x"}}
+    assert [finding.id for finding in found({"backup_blobdb": True}, moved)] == ["E014"]
+    assert found({"backup_blobdb": True}, {**moved, "BLOB_DB_MIGRATING_FROM_FS_TO_S3": True}) == []
 
 
 def test_a_missing_key_stops_only_the_stores_that_upload() -> None:

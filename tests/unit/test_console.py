@@ -285,6 +285,16 @@ def test_a_plan_reads_well_at_80_columns() -> None:
     assert "f" * 64 not in text
 
 
+def test_a_plan_calls_tablespaces_by_their_names() -> None:
+    made = plan(outer_names={"16384": "fa st", "16385": HOSTILE})
+    lines = restoring.render({**made, "outer": {"16384": "/disks/a", "16385": "/disks/b", "7": "/disks/c"}})
+    text = "\n".join(lines)
+    assert "  tablespaces     fa st: /disks/a" in lines
+    assert "7: /disks/c" in text
+    assert "1638" not in text
+    assert "\x1b" not in text
+
+
 def test_next_steps_keep_commands_whole() -> None:
     steps = ["commcare-cloud demo django-manage " + "x" * 90, "look " * 30]
     lines = restoring.next_steps("demo", {"next_steps": steps})

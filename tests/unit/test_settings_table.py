@@ -117,8 +117,10 @@ OURS = [
     "elasticsearch_url",
     "postgresql_backup_os_user",
     "couchdb_backup_os_user",
-    "couchdb_release_dir",
     "blobdb_backup_os_user",
+    "blobdb_restore_owner",
+    "blobdb_restore_group",
+    "blobdb_verifier",
     "timezone",
 ]
 

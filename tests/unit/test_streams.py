@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,43 @@ def test_what_was_peeked_at_is_read_all_the_same(data: bytes, peeks: list[int]) 
         assert reader.digest().plain_size == len(data)
     finally:
         reader.close()
+
+
+PIECES = st.lists(
+    st.tuples(st.sampled_from(["random", "text", "zeros"]), st.sampled_from([0, 1, 4095, 65536, 300_000])),
+    max_size=7,
+)
+
+
+def mixed(parts: list[tuple[str, int]]) -> bytes:
+    kinds = {"random": os.urandom, "text": lambda n: (b'{"form": %d}' % n * n)[:n], "zeros": bytes}
+    return b"".join(kinds[kind](size) for kind, size in parts)
+
+
+@given(PIECES, st.integers(0, 3))
+@example([("text", 300_000), ("random", 300_000), ("text", 300_000)], 1)
+def test_any_gunzip_reads_what_is_stored_and_what_is_compressed(
+    parts: list[tuple[str, int]], level: int
+) -> None:
+    data = mixed(parts)
+    packer = codecs.compressor("gzip", level)
+    packed = (
+        b"".join(packer.compress(data[n : n + CHUNK]) for n in range(0, len(data), CHUNK)) + packer.flush()
+    )
+    assert gzip.decompress(packed) == data
+    unpacker = codecs.decompressor("gzip")
+    assert unpacker.decompress(packed, len(data) + 1) == data
+    assert codecs.trailer_agrees("gzip", packed[-8:], len(data), codecs.crc32(data))
+
+
+def test_gnu_gzip_reads_it_as_one_member(tmp_path: Path) -> None:
+    data = mixed([("random", 300_000), ("text", 300_000), ("random", 300_000)])
+    write(tmp_path / "artifact.gz", data)
+    done = subprocess.run(["gzip", "-dc", tmp_path / "artifact.gz"], check=True, capture_output=True)
+    assert done.stdout == data
+    assert (tmp_path / "artifact.gz").read_bytes().count(b"\x1f\x8b\x08\0\0\0\0\0\0\xff") == 1
+
+
+def test_what_does_not_shrink_grows_by_next_to_nothing(tmp_path: Path) -> None:
+    data = os.urandom(3 * CHUNK)
+    assert write(tmp_path / "artifact", data).size < len(data) + 500

@@ -27,7 +27,7 @@ def read_everything(tree: Path, manifest: Manifest, events: Events) -> None:
     _check_views(tree, events)
     events.warning(
         "not-served",
-        f"not checked, as couchdb_release_dir names no CouchDB to start on the copy: {UNCHECKED}",
+        f"not checked, for no node was started on the copy: {UNCHECKED}",
     )
 
 

@@ -111,14 +111,15 @@ class Scanner:
         self._complete: int | None = None
         self._tail = b""
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes, however many."""
-        for at in range(0, len(data), _PIECE):
-            self._feed(data[at : at + _PIECE])
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take the next bytes, however many; nothing of them is kept by reference."""
+        view = memoryview(data)
+        for at in range(0, len(view), _PIECE):
+            self._feed(view[at : at + _PIECE])
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: memoryview) -> None:
         self._tail = (self._tail + data[-512:])[-512:]
-        self._data = self._data[self._at - 1 :] + data if self._at > 1 else self._data + data
+        self._data = self._data[self._at - 1 :] + data
         self._passed += self._at - 1
         self._at = 1
         while self._state():

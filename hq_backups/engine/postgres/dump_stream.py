@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from hq_backups.engine.postgres.psql import Server, explain
 
 PROGRAM = "pg_dumpall"
 _BATCH = 256 << 10
-"""Bytes that are scanned at once: a pipe gives as little as a page."""
+"""Bytes that are mended at once: a pipe gives as little as a page."""
+_LITTLE, _PAUSE = 128 << 10, 0.001
+"""pg_dump writes a page at a time: a reader that lets so many seconds pass before the next look is woken a tenth as
+often, and the pipe, which holds more than comes meanwhile, makes nobody wait."""
 
 
 class DumpStream:
@@ -25,19 +29,18 @@ class DumpStream:
         self._scanner = Scanner(int(source["version_num"]) // 10000)
         self._mender = Mender(self._scanner) if mend else None
         self._ready: bytes | None = b""
-        self._waiting: list[bytes] = []
-        self._size = 0
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill ``buffer``; 0 only when pg_dumpall has ended well."""
+        """Fill ``buffer``, to its end but for the stream's; 0 only when pg_dumpall has ended well."""
         if self._mender is not None:
             return self._mended(self._mender, buffer)
-        count = self._take(buffer)
-        if count:
-            self._waiting.append(bytes(buffer[:count]))
-            self._size += count
-            if self._size >= _BATCH:
-                self._scan()
+        count = 0
+        while count < len(buffer) and (more := self._take(buffer[count:])):
+            count += more
+            if more < _LITTLE and self._producer.roomy:
+                time.sleep(_PAUSE)
+        # Scanned where it lies, and much at once: each copy of all that passes is felt.
+        self._scanner.feed(buffer[:count])
         return count
 
     def _take(self, buffer: memoryview | bytearray) -> int:
@@ -59,11 +62,6 @@ class DumpStream:
         self._ready = self._ready[count:]
         return count
 
-    def _scan(self) -> None:
-        self._scanner.feed(b"".join(self._waiting))
-        self._waiting.clear()
-        self._size = 0
-
     def _explain(self, error: ProducerFailed) -> HQBackupsError:
         explained = explain(str(error.facts["stderr"]), self._server)
         if not isinstance(explained, PreflightFailed):
@@ -76,7 +74,6 @@ class DumpStream:
 
     def finish(self) -> Mapping[str, Any]:
         """Check that the whole cluster passed, its completion line included; return the rows of each table."""
-        self._scan()
         problem = self._scanner.problem()
         if problem is not None:
             raise ProducerTruncated(problem, program=PROGRAM)

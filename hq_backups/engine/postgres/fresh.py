@@ -37,7 +37,8 @@ LOADING = {
     "max_wal_size": "256MB",
     "shared_buffers": "64MB",
     "maintenance_work_mem": "64MB",
-    "max_parallel_maintenance_workers": "0",
+    "max_parallel_maintenance_workers": "1",
+    "wal_init_zero": "off",
 }
 WAL = 256 << 20
 """Bytes of WAL that a load keeps, at most: ``max_wal_size``."""

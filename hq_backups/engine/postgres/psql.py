@@ -25,11 +25,13 @@ from hq_backups.engine.locks import process_started
 CONNECT_SECONDS = 10
 _PGPASS = "hqb-pgpass-"
 _OPTIONS = (
-    "-c search_path= -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
+    "-c role=none -c search_path= -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
     " -c default_transaction_read_only=off"
 )
 _LIMITS = {14: "idle_session_timeout", 17: "transaction_timeout"}
 """Limits that servers know since a major version; older ones refuse the connection over them."""
+LOGIN_TRIGGERS = 17
+"""The first major version that has them, and a setting that switches them off."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class Server:
     """Who the programs run as, when we are root."""
     major: int = 0
     """The major version, where it is known: newer servers have more limits to lift."""
+    superuser: bool = False
+    """Whether our user is known to be one: then no trigger on login runs for us, since version 17."""
 
-    def of(self, major: int) -> Server:
-        """Return the same server, known to be of a version."""
-        return dataclasses.replace(self, major=major)
+    def of(self, major: int, *, superuser: bool = False) -> Server:
+        """Return the same server, known to be of a version, and perhaps our user to be a superuser of it."""
+        return dataclasses.replace(self, major=major, superuser=superuser)
 
     @property
     def where(self) -> str:
@@ -71,9 +75,11 @@ class Server:
     @contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
         """Give the environment that carries the password, for as long as it is needed."""
-        # What is set for the role or the database must neither cut a long run short nor change what names mean:
-        # a database's owner could put functions of his own before the system's. Names come as UTF-8.
+        # What is set for the role or the database must neither cut a long run short nor change who we are or what
+        # names mean: a database's owner could put functions of his own before the system's. Names come as UTF-8.
         newer = "".join(f" -c {name}=0" for since, name in _LIMITS.items() if self.major >= since)
+        if self.superuser and self.major >= LOGIN_TRIGGERS:
+            newer += " -c event_triggers=off"
         env = {"PGOPTIONS": _OPTIONS + newer, "PGCLIENTENCODING": "UTF8"}
         if self.password is None:
             yield env

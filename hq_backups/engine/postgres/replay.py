@@ -216,6 +216,8 @@ def language_sql(database: Database) -> str:
         said += f" ICU_RULES {literal(database.rules)}" if database.rules else ""
     elif database.provider == "b":
         said += f" LOCALE_PROVIDER builtin BUILTIN_LOCALE {literal(database.locale or '')}"
+    elif database.provider == "c":  # else it is template0's
+        said += " LOCALE_PROVIDER libc"
     return said
 
 

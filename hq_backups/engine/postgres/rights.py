@@ -8,8 +8,9 @@ the server refuses ends the load.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hq_backups.engine.errors import HQBackupsError, PreflightFailed
@@ -124,6 +125,10 @@ class Narrower:
     own: dict[str, bytes] = field(default_factory=dict)
     """By role, the statement of the dump that makes our user a member of it."""
 
+    def renew(self, now: Rights, roles: Sequence[str]) -> None:
+        """Take the user's rights as they are when ``roles`` are left; what was borrowed meanwhile is not its own."""
+        self.rights = replace(now, member=[role for role in self.rights.member if role in roles])
+
     def changed(self, piece: bytes) -> bytes:
         """Return the statement to run instead, of as many lines."""
         said = piece.strip()
@@ -185,7 +190,26 @@ class Narrower:
             events.warning("left-out", f"user {self.rights.user} is no superuser of this server: {what}")
 
 
-def give_back(psql: Path, server: Server, narrower: Narrower, events: Events) -> None:
+@contextmanager
+def borrowed(psql: Path, server: Server, before: Rights, events: Events) -> Iterator[Narrower | None]:
+    """Let memberships be borrowed inside the block, and give them back however it ends; None for a superuser."""
+    if before.superuser:
+        yield None
+        return
+    narrower = Narrower(before)
+    try:
+        yield narrower
+    finally:
+        try:
+            _give_back(psql, server, narrower, events)
+        except HQBackupsError as error:  # there may be another error, which is the one to tell
+            events.warning(
+                "member-kept",
+                f"user {before.user} stays a member of the roles that it was given for the load: {error.message}",
+            )
+
+
+def _give_back(psql: Path, server: Server, narrower: Narrower, events: Events) -> None:
     """End the memberships that our user was given for the load; the dump's own stay."""
     rights = narrower.rights
     now = query_json(psql, server, "postgres", _MEMBER.format(admin=_admin(rights.major)) + ";")

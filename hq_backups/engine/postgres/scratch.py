@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from hq_backups.engine import names, process
+from hq_backups.engine.child import Child
 from hq_backups.engine.errors import CorruptBackup, DiskFull, ProducerFailed, ServiceError
 from hq_backups.engine.postgres import controlfile, tablespaces
-from hq_backups.engine.postgres.psql import Server
+from hq_backups.engine.postgres.psql import LOGIN_TRIGGERS, Server
 from hq_backups.engine.postgres.tools import Tools
 
 PORT = 5432
@@ -51,6 +54,24 @@ _SETTINGS = {
     "external_pid_file": "",
 }
 
+# A server that pg_ctl started has no pipe of ours that would break when we are killed. It may be starting just then.
+_TIED = """exec >/dev/null 2>&1
+read -r _
+home=$1; shift
+for _ in 1 2 3 4 5; do
+  "$@" && break
+  sleep 1
+done
+rm -rf "$home\""""
+
+
+@contextmanager
+def _tied(data_dir: Path, pg_ctl: Path, home: Path) -> Iterator[None]:
+    """Have the server stopped and its socket's directory removed if we are killed inside the block."""
+    argv = ["/bin/sh", "-c", _TIED, "hqb-tied", str(home), *_stopping(data_dir, pg_ctl)]
+    with Child(argv, stdin=subprocess.PIPE, env=None, user=None, cwd="/"):
+        yield
+
 
 @contextmanager
 def running(
@@ -80,23 +101,27 @@ def running(
         log = home / "log"
         config, hba = home / "postgresql.conf", home / "pg_hba.conf"
         wanted = {**_settings(data_dir, home, hba, controldata), **(settings or {})}
+        if major >= LOGIN_TRIGGERS:
+            wanted["event_triggers"] = "off"
         lines = [f"{key} = '{value}'" for key, value in wanted.items()]
         config.write_text("\n".join(lines) + "\n")
         hba.write_text("local all all trust\n")
         start = [str(pg_ctl), "start", "-w", "-t", str(START_SECONDS), "-D", str(data_dir), "-l", str(log)]
-        try:
-            process.run(
-                [*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True
-            )
-        except ProducerFailed as error:
-            tail = _tail(log)
-            raise CorruptBackup(f"the server does not start on it: {tail}", name=name) from error
-        try:
-            yield Server(host=str(home), port=PORT, user=superuser, major=major)
-            if keep:
-                _shut_down(data_dir, pg_ctl, log)
-        finally:
-            stop(data_dir, pg_ctl)
+        with _tied(data_dir, pg_ctl, home):
+            try:
+                process.run(
+                    [*start, "-o", f"-c config_file={config}"], timeout=START_SECONDS + 60, leaves_daemon=True
+                )
+            except ProducerFailed as error:
+                if _is_full(log):
+                    raise DiskFull(path=data_dir) from error
+                raise CorruptBackup(f"the server does not start on it: {_tail(log)}", name=name) from error
+            try:
+                yield Server(host=str(home), port=PORT, user=superuser, major=major)
+                if keep:
+                    _shut_down(data_dir, pg_ctl, log)
+            finally:
+                stop(data_dir, pg_ctl)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -106,17 +131,19 @@ def _shut_down(data_dir: Path, pg_ctl: Path, log: Path) -> None:
     try:
         process.run(argv, timeout=STOP_SECONDS + 60, leaves_daemon=True)
     except ProducerFailed as error:
-        said = _tail(log)
-        if "No space left on device" in said:
+        if _is_full(log):
             raise DiskFull(path=data_dir) from error
-        raise ServiceError(f"the server that loaded the backup did not shut down: {said}") from error
+        raise ServiceError(f"the server that loaded the backup did not shut down: {_tail(log)}") from error
 
 
 def stop(data_dir: Path, pg_ctl: Path, user: str | None = None) -> None:
     """Stop a scratch server, at once if need be; one that is not running is fine."""
     if (data_dir / "postmaster.pid").exists():
-        argv = [str(pg_ctl), "stop", "-w", "-t", "60", "-m", "immediate", "-D", str(data_dir)]
-        process.run(argv, user=user, check=False, timeout=90, leaves_daemon=True)
+        process.run(_stopping(data_dir, pg_ctl), user=user, check=False, timeout=90, leaves_daemon=True)
+
+
+def _stopping(data_dir: Path, pg_ctl: Path) -> list[str]:
+    return [str(pg_ctl), "stop", "-w", "-t", "60", "-m", "immediate", "-D", str(data_dir)]
 
 
 def clean(data_dir: Path, pg_ctl: Path, user: str | None) -> None:
@@ -143,6 +170,13 @@ def recorded_limits(data_dir: Path, pg_controldata: Path) -> dict[str, int]:
     """Return the limits that the control file records (``max_prepared_transactions`` guards recovery)."""
     said = controlfile.report(pg_controldata, data_dir)
     return {_SPELT.get(name, name): int(value) for name, value in _LIMIT.findall(said)}
+
+
+def _is_full(log: Path) -> bool:
+    """Tell whether a server found its disk full; its last words may be others."""
+    with contextlib.suppress(OSError):
+        return b"No space left on device" in log.read_bytes()
+    return False
 
 
 def _tail(log: Path) -> str:

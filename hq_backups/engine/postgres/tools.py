@@ -17,6 +17,7 @@ from hq_backups.engine import process
 from hq_backups.engine.errors import HQBackupsError, PreflightFailed
 
 _VERSION = re.compile(r"\(PostgreSQL\)\s+(\d+)")
+WRAPPER = "pg_wrapper"
 _PLACES = ("/usr/lib/postgresql", "/usr/local/pgsql", "/opt/postgresql")
 
 
@@ -53,9 +54,13 @@ class Tools:
         found: dict[Path, Tool] = {}
         for directory in self._directories():
             path = directory / name
+            real = path.resolve()
+            # Debian's wrapper starts one of the programs that were found before it, and takes its time.
+            if real in found or (found and real.name == WRAPPER):
+                continue
             major = _major(path)
             if major is not None:
-                found.setdefault(path.resolve(), Tool(path, major))
+                found[real] = Tool(path, major)
         return list(found.values())
 
     def _pick(self, name: str, fitting: list[Tool], wanted: str) -> Tool:
@@ -78,7 +83,7 @@ class Tools:
             if root.is_dir():
                 yield from sorted(p / "bin" for p in root.iterdir() if (p / "bin").is_dir())
         yield from sorted(Path("/usr").glob("pgsql-*/bin"))
-        # Debian's /usr/bin/psql is a wrapper that picks a version by cluster: the plain programs come first.
+        # Debian's /usr/bin/psql picks a version by cluster: the plain programs come first.
         yield from (Path(p) for p in os.environ.get("PATH", "").split(os.pathsep) if p.startswith("/"))
 
 

@@ -18,6 +18,9 @@ FETCHERS = 2
 AHEAD = 4
 """Ranges that are fetched, being fetched or being read at once: with RANGE, what bounds memory."""
 PIECE = 256 << 10
+WORTHWHILE = 4 << 10
+"""Bytes that a connection must bring before it breaks off, to be worth the next one."""
+_FIRST_DELAY, _LAST_DELAY = 0.25, 15.0
 
 
 class ObjectReader(io.RawIOBase):
@@ -141,7 +144,7 @@ class ObjectReader(io.RawIOBase):
         """Return one range whole; None when the reader was closed meanwhile."""
         begin = index * self._range
         data = bytearray(min(self._range, self._size - begin))
-        filled, delay = 0, 0.25
+        filled, delay = 0, _FIRST_DELAY
         last_progress = time.monotonic()
         while filled < len(data):
             before = filled
@@ -154,11 +157,12 @@ class ObjectReader(io.RawIOBase):
                 return None
             if filled == len(data):
                 break
-            if filled > before:
-                last_progress, delay = time.monotonic(), 0.25
+            if filled - before >= WORTHWHILE:
+                # Where every connection breaks off early, a pause after each would make hours of minutes.
+                last_progress, delay = time.monotonic(), 0.0
             self._judge(error, begin + filled, last_progress)
             self._stop.wait(delay)
-            delay = min(delay * 2, 15.0)
+            delay = min(max(delay * 2, _FIRST_DELAY), _LAST_DELAY)
         return data
 
     def _fill(self, data: bytearray, filled: int, begin: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import NotBuiltYet
 from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.blobdb import BlobDB
 from hq_backups.engine.stores.couch import Couch
 from hq_backups.engine.stores.postgres_dump import PostgresDump
 from hq_backups.engine.stores.postgres_plain import PostgresPlain
 
 REGISTRY: dict[tuple[str, str], type[Store]] = {
-    (store.name, store.mode): store for store in (PostgresPlain, PostgresDump, Couch)
+    (store.name, store.mode): store for store in (PostgresPlain, PostgresDump, Couch, BlobDB)
 }
 
 

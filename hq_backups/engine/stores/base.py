@@ -14,7 +14,7 @@ from hq_backups.engine.control import Service
 from hq_backups.engine.errors import UsageError
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.requests import RestoreRequest
+from hq_backups.engine.requests import BlobRecord, RestoreRequest
 from hq_backups.engine.streams import PlainReader
 
 
@@ -54,6 +54,8 @@ class Destination:
     """An empty directory for each of the manifest's outer directories, by id."""
     replaces: Path | None = None
     """The data directory whose place the tree will take; it may be there, and in use."""
+    only: tuple[str, ...] = ()
+    """The parts that are wanted, by the store's names for them; empty means everything."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Store(ABC):
     mode: ClassVar[str]
     looks: ClassVar[str]
     """What an artifact of this mode is, unpacked, in words: ``a tar archive``."""
+    counted: ClassVar[str | None] = None
+    """The number in a manifest's ``source`` that a backup must not lose most of, beside its bytes."""
 
     def __init__(self, config: Config, settings: StoreConfig) -> None:
         """Take the whole configuration and this store's part of it; nothing is touched."""
@@ -120,6 +124,10 @@ class Store(ABC):
         server that it was taken from.
         """
 
+    def expect(self, records: tuple[BlobRecord, ...]) -> None:
+        """Take records of what the next walk or deep check must find."""
+        raise UsageError(f"there are no records of {self.name} to compare a backup with")
+
     def unpacked_size(self, manifest: Manifest) -> int:
         """Return the bytes that an artifact takes when it is unpacked, outer directories included."""
         return manifest.plain_size + manifest.plain_size // 50
@@ -158,7 +166,7 @@ class Store(ABC):
 
     @abstractmethod
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
-        """Start a server of our own on an unpacked tree and compare its contents; raises CorruptBackup."""
+        """Read all that an unpacked tree holds, with a server of our own where there is one; raises CorruptBackup."""
 
     @abstractmethod
     def clean_scratch(self, tree: Path) -> None:
@@ -171,6 +179,10 @@ class Store(ABC):
     @abstractmethod
     def owner(self) -> str:
         """Return the system user whom the data belongs to."""
+
+    def tree_mode(self, manifest: Manifest) -> int:
+        """Return the mode of a data directory that takes the place of none."""
+        return 0o700
 
     @abstractmethod
     def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
@@ -187,6 +199,16 @@ class Store(ABC):
             f"a backup of {self.name} in mode {self.mode} cannot be restored with --in-place",
             hint="Leave --in-place out: the data directory is replaced, and the old one kept.",
         )
+
+    def loader(self) -> str | None:
+        """Return who must load in place, as chown(1) spells it; None means whoever conducts the restore."""
+        return None
+
+    def check_load(
+        self, plain: PlainReader, manifest: Manifest, request: RestoreRequest, events: Events
+    ) -> None:
+        """Read an artifact to its end before it is loaded in place; raises CorruptBackup and PreflightFailed."""
+        self.walk(plain, manifest, events)
 
     def load_in_place(
         self, plain: PlainReader, manifest: Manifest, request: RestoreRequest, events: Events

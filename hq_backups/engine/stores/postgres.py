@@ -25,7 +25,7 @@ from hq_backups.engine.errors import (
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.postgres import afterwards, facts, old, scratch, tablespaces
-from hq_backups.engine.postgres.psql import Server, last_line, query_json
+from hq_backups.engine.postgres.psql import Server, last_line
 from hq_backups.engine.postgres.tools import Tools
 from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.service import find_postgres_service
@@ -203,6 +203,8 @@ class PostgresStore(Store):
             about["taken_from"] = str(manifest.source["address"])
         quiet = afterwards.is_quiet(manifest, self.config, beside=request.target_dir is not None)
         about |= afterwards.plan_facts(manifest, quiet=quiet)
+        if listed := tablespaces.recorded(manifest.source, manifest.name):
+            about["outer_names"] = {each.oid: each.name for each in listed}
         if request.target_dir is not None:
             return about
         programs = self.tools.own("postgres", major)
@@ -234,8 +236,8 @@ class PostgresStore(Store):
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         try:
-            listed: list[str] = query_json(
-                self.tools.newest("psql").path, self.server(), "postgres", sql, timeout=30
+            listed: list[str] = facts.first_answer(
+                self.tools.newest("psql").path, self.server(), sql, timeout=30
             )
         except HQBackupsError:
             return []

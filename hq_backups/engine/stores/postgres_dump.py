@@ -38,14 +38,13 @@ from hq_backups.engine.stores.base import Destination, Prepared, Stream
 from hq_backups.engine.stores.postgres import SHOWN, PostgresStore, major_of, read_text
 from hq_backups.engine.streams import PlainReader
 
-# Heap and TOAST of what is dumped; system catalogs and indexes are not.
-_TABLE_BYTES = """
-SELECT coalesce(sum(pg_relation_size(c.oid) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)), 0)
-    + (SELECT pg_relation_size('pg_catalog.pg_largeobject'))
-  FROM pg_class c WHERE c.relkind = 'r' AND c.oid >= 16384 AND c.relnamespace <> 'pg_toast'::regnamespace
-"""
 _CLUSTER_DUMP = re.compile(rb"^-- PostgreSQL database cluster dump\r?$", re.MULTILINE)
 _SINGLE_DUMP = re.compile(rb"^-- PostgreSQL database dump\r?$", re.MULTILINE)
+# The view shows no options of others' mappings, and does not tell those from mappings without any.
+_HIDDEN_MAPPINGS = """
+SELECT coalesce(json_agg(json_build_object('user', usename, 'server', srvname) ORDER BY srvname, usename), '[]')
+  FROM pg_user_mappings WHERE umoptions IS NULL;
+"""
 
 
 class PostgresDump(PostgresStore):
@@ -60,7 +59,7 @@ class PostgresDump(PostgresStore):
         """Ask the server who it is, find the tools for its version, record what a dump does not carry."""
         server, psql = self.source(), self.tools.newest("psql")
         found = _without_theirs(facts.gather(psql.path, server), events)
-        server = server.of(found.major)
+        server = server.of(found.major, superuser=found.identity["is_superuser"])
         _require_names(found.contents)
         for name, reason in found.unread.items():
             raise PreflightFailed(
@@ -78,15 +77,13 @@ class PostgresDump(PostgresStore):
                     "database-left-out", f"database {name!r} takes no connections: it is not dumped"
                 )
         if not found.identity["is_superuser"]:
-            _warn_of_rights(found, server, events)
+            _warn_of_rights(found, server, psql.path, events)
         dumpall = self.tools.client(PROGRAM, found.major)
         tools = {
             PROGRAM: f"{dumpall.path} ({dumpall.major})",
             "psql": f"{psql.path} ({psql.major})",
         }
-        table_bytes = sum(
-            int(query_json(psql.path, server, name, f"{_TABLE_BYTES};")) for name in found.contents
-        )
+        table_bytes = sum(int(held["table_bytes"]) for held in found.contents.values())
         source = {
             **found.to_source(),
             "cluster": replay.record(psql.path, server),
@@ -102,7 +99,7 @@ class PostgresDump(PostgresStore):
     ) -> Iterator[Stream]:
         """Run pg_dumpall onto its standard output."""
         major = int(prepared.source["version_num"]) // 10000
-        server = self.source().of(major)
+        server = self.source().of(major, superuser=prepared.source["is_superuser"])
         dumpall = self.tools.client(PROGRAM, major)
         argv = [str(dumpall.path), "-w", "-d", server.conninfo("postgres")]
         if not prepared.source["is_superuser"]:
@@ -254,6 +251,7 @@ class PostgresDump(PostgresStore):
 
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Start the loaded cluster and count every row of every table that was dumped."""
+        events.step("deep", "starting a server of our own on the loaded copy")
         cluster, psql = replay.cluster_of(manifest.source, manifest.name), self.tools.newest("psql").path
         dumped = manifest.source.get("rows") or {}
         with scratch.running(
@@ -301,7 +299,8 @@ class PostgresDump(PostgresStore):
                 f"the backup is of PostgreSQL {major}, the server at {server.where} is {who['version']}",
                 hint="Restore into a server of that version.",
             )
-        may = rights.of_user(psql, server.of(major))
+        server = server.of(major, superuser=who["is_superuser"])
+        may = rights.of_user(psql, server)
         may.require(server)
         if not may.superuser:
             _require_tablespaces(manifest, who, server)
@@ -331,26 +330,27 @@ class PostgresDump(PostgresStore):
     ) -> None:
         """Load the dump into the running server, emptied first when that was asked for."""
         cluster = replay.cluster_of(manifest.source, manifest.name)
-        server, psql = self.server().of(major_of(manifest)), self.tools.newest("psql").path
-        held = in_place.contents(psql, server)
-        if held.anything:
-            if not request.recreate:
-                raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
-            events.step("recreate", f"deleting {held.listed()}")
-            in_place.empty(psql, server, held, cluster, events)
-        who, may = facts.identity(psql, server), rights.of_user(psql, server)
-        narrower = None if may.superuser else rights.Narrower(may)
-        there = {str(t["name"]): None for t in who["tablespaces"]}
-        changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there, narrower)
-        scanner = load(plain, psql, server, changes, server.where)
-        if narrower is None:
-            _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
-        else:
-            narrower.warn(events)
-            in_place.put_back(psql, server, cluster, manifest.name, events)
-        self._compare_names(facts.gather(psql, server), scanner, manifest, events)
-        if narrower is not None:
-            rights.give_back(psql, server, narrower, events)
+        server, psql = self.server(), self.tools.newest("psql").path
+        server = server.of(major_of(manifest), superuser=facts.identity(psql, server)["is_superuser"])
+        held, before = in_place.contents(psql, server), rights.of_user(psql, server)
+        if held.anything and not request.recreate:
+            raise PreflightFailed(f"the server at {server.where} is no longer empty: {held.listed()}")
+        with rights.borrowed(psql, server, before, events) as narrower:
+            if held.anything:
+                events.step("recreate", f"deleting {held.listed()}")
+                in_place.empty(psql, server, held, cluster, events)
+            who = facts.identity(psql, server)
+            if narrower is not None:
+                narrower.renew(rights.of_user(psql, server), who["roles"])
+            there = {str(t["name"]): None for t in who["tablespaces"]}
+            changes = Changes(frozenset(who["roles"]), frozenset({server.user}), there, narrower)
+            scanner = load(plain, psql, server, changes, server.where)
+            if narrower is None:
+                _run(psql, server, "postgres", replay.replay_sql(cluster), manifest.name)
+            else:
+                narrower.warn(events)
+                in_place.put_back(psql, server, cluster, manifest.name, events)
+            self._compare_names(facts.gather(psql, server), scanner, manifest, events)
 
 
 def _without_theirs(found: facts.Facts, events: Events) -> facts.Facts:
@@ -375,7 +375,7 @@ def _require_names(names: Iterable[str]) -> None:
             )
 
 
-def _warn_of_rights(found: facts.Facts, server: Server, events: Events) -> None:
+def _warn_of_rights(found: facts.Facts, server: Server, psql: Path, events: Events) -> None:
     """Tell what pg_dumpall leaves out without a word when its user is no superuser."""
     events.warning(
         "no-passwords", f"user {server.user} is no superuser: passwords of roles are not in the dump"
@@ -386,6 +386,14 @@ def _warn_of_rights(found: facts.Facts, server: Server, events: Events) -> None:
             f"user {server.user} is no superuser: subscription {each['name']!r} of database {each['database']!r} is "
             "not in the dump",
         )
+    for database in found.contents:
+        for mapping in query_json(psql, server, database, _HIDDEN_MAPPINGS):
+            events.warning(
+                "mapping-options-left-out",
+                f"user {server.user} is no superuser: of the user mapping of {mapping['user']!r} at foreign server "
+                f"{mapping['server']!r} in database {database!r} it sees no options, such as a password; if there are "
+                "any, they are not in the dump",
+            )
 
 
 def _require_tablespaces(manifest: Manifest, who: Mapping[str, Any], server: Server) -> None:

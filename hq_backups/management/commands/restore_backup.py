@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class Command(EngineCommand):
   %(prog)s postgres latest --target-dir /mnt/x  only unpack
   %(prog)s postgres --undo                      take it back
   %(prog)s couch latest --new-node couchdb@10.0.0.5
+  %(prog)s blobdb latest --merge                add the blobs that are missing
+  %(prog)s blobdb latest --only KEY KEY --target-dir /mnt/x
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -83,6 +86,18 @@ class Command(EngineCommand):
             default=[],
             help="couch: the backups of the other nodes of the same cluster, all into this one node",
         )
+        parser.add_argument(
+            "--merge",
+            action="store_true",
+            help="blobdb: add what is missing to the data that are there, and change nothing else",
+        )
+        parser.add_argument(
+            "--only",
+            metavar="KEY",
+            nargs="+",
+            default=[],
+            help="blobdb, with --merge or --target-dir: only these blobs, or all below such a directory",
+        )
         parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
 
     def perform(self, **options: Any) -> Exit:
@@ -109,6 +124,7 @@ class Command(EngineCommand):
         if options["undo"] and options["also"]:
             raise UsageError("--also goes with the name of a backup, not with --undo")
         (store,) = self.stores(options["store"])
+        _require_parts(store, options)
         if options["undo"]:
             return restoring.confirmed_run(self, "undo", UndoRequest(store), options)
         request = RestoreRequest(
@@ -121,5 +137,29 @@ class Command(EngineCommand):
             recreate=options["recreate"],
             new_node=options["new_node"],
             also=tuple(options["also"]),
+            merge=options["merge"],
+            only=tuple(options["only"]),
         )
         return restoring.confirmed_run(self, "restore", request, options)
+
+
+def _require_parts(store: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a restore of parts that is none."""
+    if not options["merge"] and not options["only"]:
+        return
+    if store != "blobdb":
+        raise UsageError("--merge and --only are for blobdb", hint="Other stores are restored whole.")
+    if options["undo"]:
+        raise UsageError(
+            "--undo goes with neither --merge nor --only", hint="A merge changes nothing that is there."
+        )
+    if options["merge"] and (options["target_dir"] or options["staging_dir"] or options["in_place"]):
+        raise UsageError(
+            "--merge goes with neither --target-dir, --staging-dir nor --in-place",
+            hint="It adds to the blob directory itself.",
+        )
+    if options["only"] and not options["merge"] and not options["target_dir"]:
+        raise UsageError(
+            "--only goes with --merge or --target-dir",
+            hint="A restore of the whole directory would set all the other blobs aside.",
+        )

@@ -6,9 +6,11 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from hq_backups import blob_records
 from hq_backups.cli import EngineCommand, selected, store_name, store_of_name
 from hq_backups.engine.errors import Exit, UsageError
-from hq_backups.engine.requests import VerifyRequest
+from hq_backups.engine.events import Event
+from hq_backups.engine.requests import BlobRecord, VerifyRequest
 
 
 class Command(EngineCommand):
@@ -52,6 +54,18 @@ class Command(EngineCommand):
                 )
             (store,) = enabled
         (store,) = self.stores(store)
-        return self.run_job(
-            self.job("verify", VerifyRequest(selected(store, options), deep=options["deep"]), store)
+        request = VerifyRequest(
+            selected(store, options),
+            deep=options["deep"],
+            records=self._records() if store == "blobdb" else (),
         )
+        return self.run_job(self.job("verify", request, store))
+
+    def _records(self) -> tuple[BlobRecord, ...]:
+        """Return some of HQ's own records, where there are any."""
+        try:
+            return blob_records.sample(self.resolved["blobdb_verifier"])
+        except blob_records.NoRecords as error:
+            message = f"not compared with HQ's records of blobs: {error}"
+            self.show(Event("step", {"name": "records", "message": message}))
+            return ()

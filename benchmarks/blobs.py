@@ -1,0 +1,187 @@
+"""BlobDB against what today's scripts do, ``tar -czf`` and an upload, and against tar alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.__main__ import MIB, alternate, table
+from tests.testbed.s3 import VersityGW
+
+BUCKET = "dimagi-bench-blobdb-backups"
+
+
+def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> int:
+    """Write blobs like HQ's: forms as JSON, attachments that are compressed already, many small ones."""
+    dice = random.Random(seed)
+    total, number = 0, 0
+    while total < mib * MIB:
+        number += 1
+        kind = number % 10
+        directory = root / f"{number % 64:02x}"
+        directory.mkdir(parents=True, exist_ok=True)
+        size = dice.randint(500, 6000) if kind < 8 else dice.randint(20_000, 400_000)
+        content = _forms(dice, size) if compressible else dice.randbytes(size)
+        (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
+        total += size
+    return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+
+
+def _forms(dice: random.Random, size: int) -> bytes:
+    lines, length = [], 0
+    while length < size:
+        visit = dice.getrandbits(20)
+        lines.append(
+            json.dumps(
+                {
+                    "doc_type": "XFormInstance", "xmlns": "http://openrosa.org/formdesigner/visit", "visit": visit,
+                    "domain": f"district-{visit % 40}", "form_id": f"{dice.getrandbits(64):016x}",
+                    "weight_kg": visit % 300 / 10, "muac": visit % 23, "danger_signs": visit % 17 == 0,
+                    "location": f"{visit % 9973 / 100} {visit % 7919 / 100} 0 0",
+                    "notes": "child is well, next visit in two weeks; " * (visit % 3),
+                },
+                indent=1,
+            )
+        )  # fmt: skip
+        length += len(lines[-1])
+    return "\n".join(lines).encode()[:size]
+
+
+class Blobs:
+    """One blob directory, one bucket, and the contenders."""
+
+    def __init__(self, home: Path, s3: VersityGW, data: Path) -> None:
+        """Make the directories."""
+        self.home, self.s3, self.data = home, s3, data
+        self.work = home / "work"
+        self.work.mkdir(exist_ok=True)
+        self.kept = home / "kept"
+
+    # Backups
+
+    def scripts(self) -> None:
+        """Do what CommCare's script does: tar and gzip, upload."""
+        subprocess.run(["tar", "-Pczf", self.work / "scripts.tar.gz", self.data], check=True)
+        self._upload(self.work / "scripts.tar.gz", "scripts.tar.gz")
+
+    def ours(self) -> None:
+        """Back up until verified in the bucket."""
+        self.hq_backups("run_backup", "blobdb", "--type", "daily", "--no-prune")
+
+    def tar_alone(self) -> None:
+        """Do ``tar -cf - | cat > file``, and bring it to the disk."""
+        with (self.work / "alone.tar").open("wb") as out:
+            tar = subprocess.Popen(["tar", "-cf", "-", "-C", self.data, "."], stdout=subprocess.PIPE)
+            subprocess.run(["cat"], stdin=tar.stdout, stdout=out, check=True)
+            if tar.wait():
+                raise SystemExit("tar failed")
+            os.fsync(out.fileno())
+
+    def ours_alone(self) -> None:
+        """Back up until it was read back from disk."""
+        self.hq_backups("run_backup", "blobdb", "--type", "daily", "--no-prune", "--no-upload")
+
+    # Restores
+
+    def keep_archives(self) -> None:
+        """Keep one archive of each for the restores."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        self.kept.mkdir()
+        subprocess.run(["tar", "-czf", self.kept / "scripts.tar.gz", "-C", self.data, "."], check=True)
+        self.ours_alone()
+        shutil.copytree(self.work / "backups", self.kept / "backups")
+        self.clean()
+
+    def put_archives(self) -> None:
+        """Lay our archive where a restore looks for it."""
+        shutil.copytree(self.kept / "backups", self.work / "backups")
+        os.sync()
+
+    def scripts_restore(self) -> None:
+        """Do ``tar -xzf``, and bring it to the disk."""
+        tree = self.work / "tree"
+        tree.mkdir()
+        subprocess.run(["tar", "-xzf", self.kept / "scripts.tar.gz", "-C", tree], check=True)
+        os.sync()
+
+    def ours_restore(self) -> None:
+        """Restore, everything checked and on the disk."""
+        self.hq_backups("restore_backup", "blobdb", "latest", "--noinput", "--confirm-env", "bench")
+
+    def hq_backups(self, *arguments: str) -> None:
+        """Run a command."""
+        environment = {
+            **os.environ,
+            "HQ_BACKUPS_DEPLOY_ENV": "bench",
+            "HQ_BACKUPS_BACKUP_POSTGRES": "false",
+            "HQ_BACKUPS_BACKUP_BLOBDB": "true",
+            "HQ_BACKUPS_BLOBDB_S3": "true",
+            "HQ_BACKUPS_BLOBDB_DIR_PATH": str(self.data),
+            "HQ_BACKUPS_BLOBDB_BACKUP_DIR": str(self.work / "backups"),
+            "HQ_BACKUPS_BLOBDB_BACKUP_OS_USER": "root" if os.geteuid() == 0 else "",
+            "HQ_BACKUPS_BLOBDB_RESTORE_OWNER": str(os.geteuid()),
+            "HQ_BACKUPS_BLOBDB_SNAPSHOT_BUCKET": BUCKET,
+            "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": self.s3.access_key,
+            "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": self.s3.secret_key,
+            "HQ_BACKUPS_AWS_ENDPOINT": self.s3.endpoint,
+            "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "hq_backups.standalone", *arguments],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+
+    def _upload(self, path: Path, key: str) -> None:
+        code = (
+            "import sys, boto3; from botocore.config import Config;"
+            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
+            "config=Config(s3={'addressing_style': 'path'}, request_checksum_calculation='when_required'))"
+            ".upload_file(sys.argv[2], sys.argv[3], sys.argv[4])"
+        )
+        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
+        argv = [sys.executable, "-c", code, self.s3.endpoint, str(path), BUCKET, key]
+        subprocess.run(argv, check=True, env={**os.environ, **keys})
+
+    def clean(self) -> None:
+        """Remove what a contender left."""
+        for path in self.work.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.data.parent.glob(f"{self.data.name}.before-*"):
+            shutil.rmtree(path)
+        os.sync()
+
+
+def measure_blobs(home: Path, mib: int, rounds: int) -> None:
+    """Measure all three comparisons."""
+    (home / "s3").mkdir()
+    with VersityGW(home / "s3") as s3:
+        s3.make_bucket(BUCKET, versioned=False)
+        forms, attachments = home / "forms", home / "attachments"
+        size = make_blobs(forms, mib, compressible=True)
+        bench = Blobs(home, s3, forms)
+        found = alternate(bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work)
+        table("Backup of what compresses, until it lies in the bucket", found, size, {})
+        size = make_blobs(attachments, mib, compressible=False)
+        bench = Blobs(home, s3, attachments)
+        contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
+        table(
+            "Backup of what does not compress, until it lies on the disk",
+            alternate(bench, contenders, rounds, bench.work), size, {},
+        )  # fmt: skip
+        # Both together: what a restore meets.
+        for path in forms.iterdir():
+            path.rename(attachments / f"forms-{path.name}")
+        size = sum(p.stat().st_size for p in attachments.rglob("*") if p.is_file())
+        bench.keep_archives()
+        contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
+        table(
+            "Restore",
+            alternate(bench, contenders, rounds, bench.work, bench.put_archives), size, {},
+        )  # fmt: skip

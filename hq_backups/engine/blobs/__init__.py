@@ -1,0 +1,1 @@
+"""What the store of blobs is made of."""
