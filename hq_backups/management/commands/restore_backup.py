@@ -25,7 +25,7 @@ class Command(EngineCommand):
   %(prog)s postgres latest --target-dir /mnt/x  only unpack
   %(prog)s postgres --undo                      take it back
   %(prog)s couch latest --new-node couchdb@10.0.0.5
-  %(prog)s blobdb latest --merge                add the blobs that are missing
+  %(prog)s blobdb latest --merge        add what is missing
   %(prog)s blobdb latest --only KEY KEY --target-dir /mnt/x
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
