@@ -56,7 +56,7 @@ def broken_in_the_middle(victim: HostVictim, breaking: Callable[[], object]) -> 
         breaking()
     outcome = outcomes[0].expect(7)
     assert "UploadFailed: the local backup is good, but its upload failed: " in outcome.errors
-    assert "upload_backups postgres" in outcome.errors
+    assert f"upload_backups {victim.store}" in outcome.errors
     victim.assert_survived({outcome.events[0]["run"]})
     return outcome
 
