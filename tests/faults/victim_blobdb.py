@@ -62,7 +62,7 @@ class BlobVictim(HostVictim):
     producer = "tar"
     megabytes = 40
     programs = frozenset({"tar"})
-    link = 8_000
+    link = 400
     server: BlobDirectory
 
     @classmethod
