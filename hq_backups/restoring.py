@@ -47,7 +47,8 @@ def confirmed_run(
     """Show the plan, have it confirmed, and do it."""
     store, env = options["store"], command.resolved.config().env
     disturbs = not options.get("target_dir") and not options["dry_run"]
-    told = _Told(command, f"\nBefore: commcare-cloud {clean(env)} downtime start" if disturbs else "")
+    stops = disturbs and not options.get("merge")
+    told = _Told(command, f"\nBefore: commcare-cloud {clean(env)} downtime start" if stops else "")
     if not options["dry_run"]:
         require_way_to_confirm(env, options)
     job = command.job(verb, request, store)

@@ -80,7 +80,7 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
 
 
 class ArtifactWriter:
-    """Compresses and writes one artifact, in its own thread, from buffers that it lends out."""
+    """Hashes, compresses and writes one artifact, in threads of its own, from buffers that it lends out."""
 
     def __init__(
         self, path: Path, codec: str, level: int, on_written: Callable[[int], None] | None = None
@@ -95,11 +95,15 @@ class ArtifactWriter:
         self._failure: BaseException | None = None
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
+        self._hashed: queue.SimpleQueue[tuple[bytearray, int] | None] = queue.SimpleQueue()
         for _ in range(DEPTH):
             self._free.put(bytearray(CHUNK))
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._thread = threading.Thread(target=self._run, name="hqb-writer", daemon=True)
-        self._thread.start()
+        # Whoever fills the buffers must not wait for a hash: what is read from has a small pipe.
+        self._hasher = threading.Thread(target=self._hash, name="hqb-plain-hash", daemon=True)
+        for thread in (self._thread, self._hasher):
+            thread.start()
 
     def buffer(self) -> bytearray:
         """Return an empty buffer to fill; waits while the disk or the compressor is behind."""
@@ -110,11 +114,6 @@ class ArtifactWriter:
 
     def put(self, buffer: bytearray, length: int) -> None:
         """Take back a buffer whose first ``length`` bytes are to be written."""
-        # Hashed here, not in the writer's thread: that one has the compressor to wait for.
-        with memoryview(buffer)[:length] as data:
-            self._plain_size += length
-            self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
-            self._plain_sha.update(data)
         self._full.put((buffer, length))
 
     def finish(self) -> Written:
@@ -142,11 +141,28 @@ class ArtifactWriter:
             if discard:
                 self._failure = self._failure or HQBackupsError("the artifact was given up")
             self._full.put(None)
+            self._hasher.join()
             self._thread.join()
+
+    def _hash(self) -> None:
+        try:
+            while (item := self._full.get()) is not None:
+                buffer, length = item
+                with memoryview(buffer)[:length] as data:
+                    self._plain_size += length
+                    self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
+                    self._plain_sha.update(data)
+                self._hashed.put(item)
+        except BaseException as error:
+            self._failure = error
+            for _ in range(DEPTH):
+                self._free.put(bytearray(CHUNK))
+        finally:
+            self._hashed.put(None)
 
     def _run(self) -> None:
         try:
-            while (item := self._full.get()) is not None:
+            while (item := self._hashed.get()) is not None:
                 buffer, length = item
                 if self._failure is None:
                     self._store(self._compressor.compress(memoryview(buffer)[:length]))
@@ -158,7 +174,7 @@ class ArtifactWriter:
             self._failure = error
             for _ in range(DEPTH):
                 self._free.put(bytearray(CHUNK))
-            while self._full.get() is not None:
+            while self._hashed.get() is not None:
                 pass
 
     def _store(self, packed: bytes) -> None:

@@ -27,19 +27,20 @@ from tests.testbed.process import give, short_directory
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces")
+MODES = ("plain", "dump", "tablespaces", "blobdb")
 ONLY = {
-    "test_a_hostile_archive_is_refused": ("plain",),
-    "test_a_bomb_ends_where_its_manifest_says": ("plain", "dump"),
-    "test_a_hostile_manifest_is_refused": ("plain", "dump"),
+    "test_a_hostile_archive_is_refused": ("plain", "blobdb"),
+    "test_a_bomb_ends_where_its_manifest_says": ("plain", "dump", "blobdb"),
+    "test_a_hostile_manifest_is_refused": ("plain", "dump", "blobdb"),
     "test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed": ("dump",),
     "test_a_manifest_that_is_deep_but_legal_does_no_harm": ("plain",),
     "test_a_newer_schema_is_listed_and_its_restore_says_what_to_do": ("plain", "dump"),
     "test_a_pending_manifest_moves_nothing_into_the_directory": ("plain", "dump"),
 }
 STEM = "postgres_prod_manual_2026_11_20_101112"
-NAMES = {"plain": f"{STEM}.tar", "dump": f"{STEM}.sql"}
-PACKED = {"plain": f"{STEM}.tar.gz", "dump": f"{STEM}.gz"}
+BLOBS = "blobdb_manual_2026_11_20_101112"
+NAMES = {"plain": f"{STEM}.tar", "dump": f"{STEM}.sql", "blobdb": f"{BLOBS}.tar"}
+PACKED = {"plain": f"{STEM}.tar.gz", "dump": f"{STEM}.gz", "blobdb": f"{BLOBS}.tar.gz"}
 NAME = NAMES["plain"]
 
 
@@ -69,7 +70,8 @@ def described(
     """Return the manifest that fits an artifact, as plain data."""
     plain = content if plain is None else plain
     facts: dict[str, Any] = {
-        "mode": mode,
+        "mode": VICTIMS[mode].mode,
+        "store": VICTIMS[mode].store,
         "env": ENV,
         "host": HOST,
         "run": "20261120T101112Z-pg0-postgres",
@@ -81,6 +83,8 @@ def described(
     }
     if mode == "dump":
         facts.setdefault("source", SOURCE)
+    if mode == "blobdb":
+        facts.setdefault("source", {"files": 1, "directories": 0, "bytes": 3})
     return json.loads(make_manifest(NAMES[mode], content, **facts).to_json())
 
 
@@ -175,14 +179,14 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
-def test_a_hostile_archive_is_refused(clean: HostVictim, tmp_path: Path, kind: str) -> None:
+def test_a_hostile_archive_is_refused(clean: HostVictim, tmp_path: Path, kind: str, mode: str) -> None:
     content = ARCHIVES[kind](tmp_path)
-    assert_refused(clean, put(clean, content, described(content)))
+    assert_refused(clean, put(clean, content, described(content, mode=mode), NAMES[mode]))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_bomb_ends_where_its_manifest_says(clean: HostVictim, mode: str) -> None:
-    plain = tar(FINE, (member("big"), b"\0" * (64 << 20))) if mode == "plain" else DUMP + b"\n" * (64 << 20)
+    plain = DUMP + b"\n" * (64 << 20) if mode == "dump" else tar(FINE, (member("big"), b"\0" * (64 << 20)))
     content, name = gzip.compress(plain), PACKED[mode]
     manifest = {**described(content, plain[: 1 << 20], mode, codec="gzip"), "name": name}
     assert "unpacks to more than" in assert_refused(clean, put(clean, content, manifest, name))
@@ -201,7 +205,7 @@ DUMP = (
     b"CREATE TABLE public.n (id integer);\nCOPY public.n (id) FROM stdin;\n1\n2\n\\.\n\n"
     b"--\n-- PostgreSQL database cluster dump complete\n--\n\n"
 )
-CONTENTS = {"plain": CONTENT, "dump": DUMP}
+CONTENTS = {"plain": CONTENT, "dump": DUMP, "blobdb": CONTENT}
 BASE = {"name": "template0", "encoding": "UTF8", "collate": "C.UTF-8", "ctype": "C.UTF-8"}
 SOURCE: dict[str, Any] = {
     "version_num": 150018,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import socket
 import stat
 import tarfile
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 
 from hq_backups.engine.config import Job
+from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.requests import BlobRecord, Selection, VerifyRequest
-from tests.faults.engine_process import Outcome
+from tests.faults.engine_process import Hold, Outcome
 from tests.faults.producer import in_front
 from tests.faults.test_memory import BOUND, Peak
+from tests.faults.victim import processes
 from tests.faults.victim_blobdb import BlobDirectory, BlobVictim, fingerprint
 from tests.testbed.places import server_user
-from tests.testbed.process import give, run_here, short_directory
+from tests.testbed.process import give, run_here, short_directory, wait_until
 
 ODD = [
     b"plain",
@@ -189,6 +192,31 @@ def test_blobs_that_vanish_are_recorded_and_no_fault(meanwhile: Meanwhile) -> No
     assert found["vanished"]["count"] == 4
     assert sorted(found["vanished"]["names"]) == sorted(map(ascii, meanwhile.names[-4:]))
     assert found["files"] == 20
+
+
+def test_tar_killed_in_the_middle_leaves_nothing(meanwhile: Meanwhile) -> None:
+    victim = meanwhile.victim
+    do(victim, victim.backup())
+    with Hold(victim.tmp, 4 << 20) as hold, victim.engine(victim.backup("weekly"), hold.plan) as engine:
+        wait_until(lambda: hold.reached, what="the middle of the backup")
+        (pid,) = [pid for pid, words in processes() if f"--directory={victim.server.data_dir} " in words]
+        os.kill(pid, signal.SIGKILL)
+        hold.go()
+        outcome = engine.wait().expect(1)
+    assert "SIGKILL" in outcome.errors
+    assert [e["type"] for e in victim.good()] == ["daily"]
+    victim.assert_clean()
+
+
+def test_a_target_that_another_restore_works_on_is_left_alone(filled: BlobVictim) -> None:
+    do(filled, filled.backup())
+    data = filled.server.data_dir
+    with FileLock(data.parent / f".{data.name}.hq_backups.lock", "another", "restore"):
+        for job in (filled.restore(),):
+            assert "run another (restore)" in do(filled, job, 6).errors
+    with StoreLock(filled.backups, "another", "backup"):
+        for job in (filled.restore(), filled.restore(merge=True), filled.backup()):
+            assert "run another (backup)" in do(filled, job, 6).errors
 
 
 # Further cases of what tar meets: a program in tar's place says so, with tar's own words (tar 1.34).

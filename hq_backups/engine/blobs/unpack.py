@@ -96,12 +96,20 @@ def blobs(plain: PlainReader, root: Root) -> Iterator[tuple[bytes, Member]]:
         yield key, member
 
 
-def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
-    """Unpack into the empty directory ``target``; return how many files and directories.
+class Unpacked(NamedTuple):
+    """What came out of an archive."""
+
+    files: int
+    directories: int
+    bytes: int
+
+
+def unpack(plain: PlainReader, target: Path, root: Root) -> Unpacked:
+    """Unpack into the empty directory ``target``.
 
     Raises UnsafeArchive, CorruptBackup and DiskFull.
     """
-    files = directories = 0
+    files = directories = size = 0
     top = os.fsencode(target)
     made = _Directories(top, plain.name)
     with _Writers(target, plain.name) as writers:
@@ -112,6 +120,7 @@ def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
                 continue
             made.above(key)
             files += 1
+            size += member.size
             path = os.path.join(top, key)
             if member.size < _LARGE:
                 data = plain.read(member.size)
@@ -121,7 +130,7 @@ def unpack(plain: PlainReader, target: Path, root: Root) -> tuple[int, int]:
             else:
                 _write(path, member, plain.pieces(member.size), target, plain.name)
         writers.finish()
-    return files, directories
+    return Unpacked(files, directories, size)
 
 
 class _Small(NamedTuple):

@@ -156,16 +156,11 @@ class BlobDB(Store):
     def unpack(self, plain: PlainReader, spot: Destination, manifest: Manifest, events: Events) -> None:
         """Unpack the blobs, all or those that are wanted."""
         root = Root(plain.name, **_front(manifest), only=spot.only)
-        files, directories = unpack(plain, spot.tree, root)
+        found = unpack(plain, spot.tree, root)
         _require_found(root, manifest)
         if not spot.only:
-            self._compare_files(files, manifest)
-        events.step("unpack", f"{files} blobs in {directories} directories")
-
-    @staticmethod
-    def _compare_files(files: int, manifest: Manifest) -> None:
-        if files != (promised := _count(manifest, "files")):
-            raise CorruptBackup(f"it holds {files} files, its manifest says {promised}", name=manifest.name)
+            self._compare(found.files, found.bytes, manifest)
+        events.step("unpack", f"{found.files} blobs in {found.directories} directories")
 
     def check_unpacked(self, target: Path, manifest: Manifest, events: Events) -> None:
         """Do nothing more: every byte went by its sha256, and every file was counted."""
