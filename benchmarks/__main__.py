@@ -1,7 +1,7 @@
 """Compare with what today's scripts do and with what checks nothing, in one run: ``make bench``.
 
 ``python -m benchmarks dump`` compares dumps with what an operator types by hand, ``python -m benchmarks blobs``
-the blobs' backups and restores with tar.
+the blobs' backups and restores with tar, ``python -m benchmarks couch`` CouchDB's.
 
 Ratios carry over to other machines, seconds do not. Every contender works on the same server, the same data and
 the same S3 server on this machine, alternating; figures are medians.
@@ -265,9 +265,9 @@ def measure_dump(bench: Bench, size: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure PostgreSQL in one mode, or blobs."""
+    """Measure PostgreSQL in one mode, or one of the file stores."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=("plain", "dump", "blobs"), default="plain")
+    parser.add_argument("mode", nargs="?", choices=("plain", "dump", "blobs", "couch"), default="plain")
     parser.add_argument("--mib", type=int, default=1600, help="size of the data (default 1600)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--version", type=int, default=15)
@@ -279,6 +279,12 @@ def main() -> None:
             from benchmarks.blobs import measure_blobs
 
             measure_blobs(home, options.mib, options.rounds)
+            print("\nRESULT ok run=bench exit=0")
+            return
+        if options.mode == "couch":
+            from benchmarks.couch import measure_couch
+
+            measure_couch(home, options.mib, options.rounds)
             print("\nRESULT ok run=bench exit=0")
             return
         for name in ("pg", "s3"):

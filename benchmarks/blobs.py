@@ -26,13 +26,14 @@ def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> in
         directory = root / f"{number % 64:02x}"
         directory.mkdir(parents=True, exist_ok=True)
         size = dice.randint(500, 6000) if kind < 8 else dice.randint(20_000, 400_000)
-        content = _forms(dice, size) if compressible else dice.randbytes(size)
+        content = forms(dice, size) if compressible else dice.randbytes(size)
         (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
         total += size
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
 
 
-def _forms(dice: random.Random, size: int) -> bytes:
+def forms(dice: random.Random, size: int) -> bytes:
+    """Return so many bytes of forms as JSON."""
     lines, length = [], 0
     while length < size:
         visit = dice.getrandbits(20)
@@ -55,6 +56,9 @@ def _forms(dice: random.Random, size: int) -> bytes:
 class Blobs:
     """One blob directory, one bucket, and the contenders."""
 
+    store = "blobdb"
+    bucket = BUCKET
+
     def __init__(self, home: Path, s3: VersityGW, data: Path) -> None:
         """Make the directories."""
         self.home, self.s3, self.data = home, s3, data
@@ -71,7 +75,7 @@ class Blobs:
 
     def ours(self) -> None:
         """Back up until verified in the bucket."""
-        self.hq_backups("run_backup", "blobdb", "--type", "daily", "--no-prune")
+        self.hq_backups("run_backup", self.store, "--type", "daily", "--no-prune")
 
     def tar_alone(self) -> None:
         """Do ``tar -cf - | cat > file``, and bring it to the disk."""
@@ -84,7 +88,7 @@ class Blobs:
 
     def ours_alone(self) -> None:
         """Back up until it was read back from disk."""
-        self.hq_backups("run_backup", "blobdb", "--type", "daily", "--no-prune", "--no-upload")
+        self.hq_backups("run_backup", self.store, "--type", "daily", "--no-prune", "--no-upload")
 
     # Restores
 
@@ -113,12 +117,9 @@ class Blobs:
         """Restore, everything checked and on the disk."""
         self.hq_backups("restore_backup", "blobdb", "latest", "--noinput", "--confirm-env", "bench")
 
-    def hq_backups(self, *arguments: str) -> None:
-        """Run a command."""
-        environment = {
-            **os.environ,
-            "HQ_BACKUPS_DEPLOY_ENV": "bench",
-            "HQ_BACKUPS_BACKUP_POSTGRES": "false",
+    def settings(self) -> dict[str, str]:
+        """Return this store's settings as the environment holds them."""
+        return {
             "HQ_BACKUPS_BACKUP_BLOBDB": "true",
             "HQ_BACKUPS_BLOBDB_S3": "true",
             "HQ_BACKUPS_BLOBDB_DIR_PATH": str(self.data),
@@ -126,10 +127,19 @@ class Blobs:
             "HQ_BACKUPS_BLOBDB_BACKUP_OS_USER": "root" if os.geteuid() == 0 else "",
             "HQ_BACKUPS_BLOBDB_RESTORE_OWNER": str(os.geteuid()),
             "HQ_BACKUPS_BLOBDB_SNAPSHOT_BUCKET": BUCKET,
+        }
+
+    def hq_backups(self, *arguments: str) -> None:
+        """Run a command."""
+        environment = {
+            **os.environ,
+            "HQ_BACKUPS_DEPLOY_ENV": "bench",
+            "HQ_BACKUPS_BACKUP_POSTGRES": "false",
             "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": self.s3.access_key,
             "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": self.s3.secret_key,
             "HQ_BACKUPS_AWS_ENDPOINT": self.s3.endpoint,
             "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
+            **self.settings(),
         }
         done = subprocess.run(
             [sys.executable, "-m", "hq_backups.standalone", *arguments],
@@ -146,7 +156,7 @@ class Blobs:
             ".upload_file(sys.argv[2], sys.argv[3], sys.argv[4])"
         )
         keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
-        argv = [sys.executable, "-c", code, self.s3.endpoint, str(path), BUCKET, key]
+        argv = [sys.executable, "-c", code, self.s3.endpoint, str(path), self.bucket, key]
         subprocess.run(argv, check=True, env={**os.environ, **keys})
 
     def clean(self) -> None:

@@ -1,0 +1,83 @@
+"""CouchDB against what today's scripts do, ``tar -czf`` and an upload, and against tar alone.
+
+The files are database files with documents like HQ's forms in them, many copies of a few; no node runs. A restore is
+measured into a directory, for how long a node takes to start and to open its databases is the node's affair.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+from benchmarks.__main__ import MIB, alternate, table
+from benchmarks.blobs import Blobs, forms
+from tests.testbed.couch_data import make_data_dir
+from tests.testbed.s3 import VersityGW
+
+BUCKET = "dimagi-bench-couch-backups"
+DOCUMENTS, DOCUMENT = 1500, 4000
+
+
+def make_databases(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> int:
+    """Write a data directory; return the bytes of its files."""
+    dice = random.Random(seed)
+    documents = [{"_id": f"form-{n:08x}", "form": forms(dice, DOCUMENT).decode()} for n in range(DOCUMENTS)]
+    make_data_dir(root, {"db-0": documents})
+    first = {path.relative_to(root): path.read_bytes() for path in root.glob("shards/*/db-0.*")}
+    size = sum(map(len, first.values()))
+    names = [f"db-{n}" for n in range(max(1, mib * MIB // size))]
+    make_data_dir(root, {name: [] for name in names})
+    for path, content in first.items():
+        # What lies behind the last header is a file's as well: there is room for what does not compress.
+        filling = content if compressible else content[:MIB] + dice.randbytes(len(content) - MIB)
+        for name in names:
+            made = root / path.with_name(path.name.replace("db-0", name))
+            made.write_bytes(filling if compressible else made.read_bytes() + filling)
+    return sum(path.stat().st_size for path in root.rglob("*.couch"))
+
+
+class Couch(Blobs):
+    """One data directory, one bucket, and the contenders."""
+
+    store = "couch"
+    bucket = BUCKET
+
+    def ours_restore(self) -> None:
+        """Unpack, everything checked and on the disk."""
+        words = ["restore_backup", "couch", "latest", "--target-dir", str(self.work / "tree")]
+        self.hq_backups(*words, "--noinput", "--confirm-env", "bench")
+
+    def settings(self) -> dict[str, str]:
+        """Return this store's settings as the environment holds them."""
+        return {
+            "HQ_BACKUPS_BACKUP_COUCH": "true",
+            "HQ_BACKUPS_COUCH_S3": "true",
+            "HQ_BACKUPS_COUCH_DATA_DIR": str(self.data),
+            "HQ_BACKUPS_COUCH_BACKUP_DIR": str(self.work / "backups"),
+            "HQ_BACKUPS_COUCHDB_BACKUP_OS_USER": "root" if os.geteuid() == 0 else "",
+            "HQ_BACKUPS_COUCHDB_URL": "http://127.0.0.1:9",
+            "HQ_BACKUPS_COUCHDB_SNAPSHOT_BUCKET": BUCKET,
+        }
+
+
+def measure_couch(home: Path, mib: int, rounds: int) -> None:
+    """Measure all three comparisons."""
+    (home / "s3").mkdir()
+    with VersityGW(home / "s3") as s3:
+        s3.make_bucket(BUCKET, versioned=False)
+        packs = home / "packs"
+        size = make_databases(packs, mib, compressible=True)
+        bench = Couch(home, s3, packs)
+        found = alternate(bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work)
+        table("Backup of what compresses, until it lies in the bucket", found, size, {})
+        bench.keep_archives()
+        contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
+        found = alternate(bench, contenders, rounds, bench.work, bench.put_archives)
+        table("Restore into a directory", found, size, {})
+        random_ = home / "random"
+        size = make_databases(random_, mib, compressible=False)
+        bench = Couch(home, s3, random_)
+        contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
+        found = alternate(bench, contenders, rounds, bench.work)
+        table("Backup of what does not compress, until it lies on the disk", found, size, {})
