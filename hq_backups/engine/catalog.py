@@ -189,21 +189,23 @@ def _unmanaged(
 
 def merge(found: Iterable[Entry]) -> list[Entry]:
     """Join what is one artifact in several places; newest first."""
-    by_run: dict[tuple[str, str], Entry] = {}
+    by_run: dict[tuple[str, str, str], Entry] = {}
     rest: list[Entry] = []
     for entry in found:
         if entry.run is None:
             rest.append(entry)
             continue
-        known = by_run.get((entry.run, entry.sha256 or ""))
+        # Two runs of one second have one id, and of blobs that nobody touched one sha256.
+        key = entry.run, entry.sha256 or "", entry.name
+        known = by_run.get(key)
         if known is None:
-            by_run[entry.run, entry.sha256 or ""] = entry
+            by_run[key] = entry
             continue
         # A damaged copy does not make the other one bad: it is listed by itself.
         if (known.problem is None) != (entry.problem is None):
             rest.append(entry)
             continue
-        by_run[entry.run, entry.sha256 or ""] = replace(
+        by_run[key] = replace(
             known,
             locations=known.locations + entry.locations,
             verified_at=known.verified_at or entry.verified_at,

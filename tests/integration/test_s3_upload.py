@@ -184,6 +184,20 @@ class TestFollowing:
         with pytest.raises(RepositoryError, match="aborted"):
             upload.finish(3 * PART, 0, if_none_match=False)
 
+    def test_an_abort_while_a_sender_is_being_started_leaves_nothing(
+        self, s3: S3Service, bucket: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path.write_bytes(b"")
+        upload = following(repository(s3, bucket), "k", path)
+
+        def cancelled(self: threading.Thread) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(threading.Thread, "start", cancelled)
+        with pytest.raises(KeyboardInterrupt):
+            upload.start()
+        assert upload.abort()
+
     def test_a_finished_upload_is_not_undone_by_an_abort(
         self, s3: S3Service, bucket: str, path: Path
     ) -> None:

@@ -148,6 +148,14 @@ def test_runs_of_one_name_stay_apart() -> None:
     assert len(merge([entry("local"), entry("s3", run="other"), entry("s3", sha256="b" * 64)])) == 3
 
 
+def test_two_runs_of_one_second_that_found_the_same_bytes_stay_apart() -> None:
+    daily, weekly = (
+        entry("local"),
+        entry("local", name="postgres_prod_weekly_2026_11_22.tar.gz", type="weekly"),
+    )
+    assert {e.type for e in merge([daily, weekly])} == {"daily", "weekly"}
+
+
 GIB = 1 << 30
 
 

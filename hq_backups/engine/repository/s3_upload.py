@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class FollowingUpload:
             self._changed.notify_all()
         deadline = time.monotonic() + ABORT_WAIT
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            # A cancel may come while one is being started: that one will find that it must stop.
+            with contextlib.suppress(RuntimeError):
+                thread.join(max(0.0, deadline - time.monotonic()))
         clean = self._multipart.abort()
         if any(thread.is_alive() for thread in self._threads):
             return False
