@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -134,3 +135,18 @@ def test_databases_with_odd_names_come_back(couch_node: Make) -> None:
     for name in ODD:
         assert target.node.counts(name) == (3, 0), name
         assert target.node.read_docs(name) == source.node.read_docs(name)
+
+
+def test_a_manifest_cannot_name_parts_of_its_own(couch_node: Make) -> None:
+    source = CouchHost(couch_node("t0"))
+    manifest = source.good_backup().manifest
+    parts = [{"manifest": manifest, "location": {"kind": "local", "path": "/etc/hostname"}}]
+    changed = {**manifest, "source": {**manifest["source"], "parts": parts}}
+    path = source.backups / f".{source.artifact.name}.json"
+    path.write_text(json.dumps(changed))
+    target = CouchHost(couch_node(node_name=OTHER))
+    for also in ((), (str(source.artifact),)):
+        done = target.restore(str(source.artifact), also=also)
+        assert done.code in (Exit.BAD_BACKUP, Exit.USAGE), done
+    assert "speaks of parts" in target.restore(str(source.artifact)).error
+    assert target.beside() == ["data"]

@@ -129,7 +129,7 @@ def test_a_machine_that_also_runs_the_source_node_is_refused(
         assert_refused(target, artifact, "could join it")
     with epmd("restored") as port:
         monkeypatch.setenv("ERL_EPMD_PORT", str(port))
-        assert target.restore(artifact).code is Exit.OK
+        assert target.restore(artifact, plan_only=True).code is Exit.OK
 
 
 def test_the_name_that_only_this_node_has_on_its_host_is_no_other_node(
@@ -139,7 +139,7 @@ def test_the_name_that_only_this_node_has_on_its_host_is_no_other_node(
     target = fresh(couch_node, "couchdb@10.9.9.9")
     with epmd("couchdb") as port:
         monkeypatch.setenv("ERL_EPMD_PORT", str(port))
-        assert target.restore(artifact).code is Exit.OK
+        assert target.restore(artifact, plan_only=True).code is Exit.OK
 
 
 def test_a_member_of_a_cluster_is_refused_running_or_not(couch_node: Make) -> None:

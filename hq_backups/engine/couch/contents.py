@@ -109,7 +109,7 @@ class Contents:
             headers = {
                 str(path): Header(*map(int, counts)) for path, counts in source.get("shards", {}).items()
             }
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise BadManifest(f"what it says of databases makes no sense ({error!r})", name=name) from error
         return cls(maps, headers)
 

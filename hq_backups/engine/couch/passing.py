@@ -193,7 +193,7 @@ def recorded_files(manifest: Manifest) -> Mapping[str, tuple[int, str]]:
             str(path): (int(told["size"]), str(told["sha256"]))
             for path, told in manifest.source["files"].items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise BadManifest(f"its list of files makes no sense ({error!r})", name=manifest.name) from error
 
 

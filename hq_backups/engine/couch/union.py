@@ -18,7 +18,7 @@ from hq_backups.engine.config import to_plain
 from hq_backups.engine.couch import layout, unpacked
 from hq_backups.engine.couch.contents import Contents, listed
 from hq_backups.engine.couch.headers import Header
-from hq_backups.engine.errors import CorruptBackup, UsageError
+from hq_backups.engine.errors import BadManifest, CorruptBackup, UsageError
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 
@@ -85,6 +85,8 @@ def unite(manifests: Sequence[Manifest], locations: Sequence[Mapping[str, Any]])
     sums = [manifest.sha256 for manifest in manifests]
     if len(set(sums)) < len(sums):
         raise UsageError("one backup is named twice", hint="Name each node's backup once: NAME --also NAME …")
+    for manifest in manifests:
+        refuse_parts(manifest)
     first = manifests[0]
     name = " + ".join(manifest.name for manifest in manifests)
     name = name if len(name.encode()) <= 255 else f"{first.name[:150]} and {len(manifests) - 1} more"
@@ -115,6 +117,12 @@ def unite(manifests: Sequence[Manifest], locations: Sequence[Mapping[str, Any]])
         source=source,
         warnings=[],
     )
+
+
+def refuse_parts(manifest: Manifest) -> None:
+    """Refuse a single artifact's manifest that names others: it would decide what is read; raises BadManifest."""
+    if PARTS in manifest.source:
+        raise BadManifest("it speaks of parts, as only a restore of several does", name=manifest.name)
 
 
 def join(tree: Path, trees: Sequence[Path], name: str, events: Events) -> None:

@@ -178,6 +178,8 @@ class Couch(Store):
 
     def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
         """Check that a single node is here to serve it, and that it would not join the one that it is from."""
+        if not request.also:
+            union.refuse_parts(manifest)
         about = host.about(manifest)
         if request.target_dir is not None:
             return {**about, "left_to_do": _LEFT_TO_DO}
