@@ -14,11 +14,11 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks import programs
 from benchmarks.dump import Dumps
 from benchmarks.measure import Measured, measure, median
 from tests.testbed.postgres import PostgresServer
@@ -76,29 +76,6 @@ class Bench:
         ]
         return [str(program), *where, *map(str, arguments)]
 
-    def upload_file(self, path: Path, key: str) -> None:
-        """Upload as the scripts do, in a process of its own: ``upload_file`` and nothing compared."""
-        self._script(
-            "import sys, boto3; from botocore.config import Config;"
-            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
-            "config=Config(s3={'addressing_style': 'path'}, request_checksum_calculation='when_required'))"
-            ".upload_file(sys.argv[2], sys.argv[3], sys.argv[4])",
-            self.s3.endpoint, str(path), BUCKET, key,
-        )  # fmt: skip
-
-    def download_file(self, key: str, path: Path) -> None:
-        """Download as the scripts do."""
-        self._script(
-            "import sys, boto3; from botocore.config import Config;"
-            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
-            "config=Config(s3={'addressing_style': 'path'})).download_file(sys.argv[3], sys.argv[4], sys.argv[2])",
-            self.s3.endpoint, str(path), BUCKET, key,
-        )  # fmt: skip
-
-    def _script(self, code: str, *arguments: str) -> None:
-        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, env={**os.environ, **keys})
-
     # Backups
 
     def scripts(self) -> None:
@@ -106,7 +83,7 @@ class Bench:
         self.shell(*self.basebackup("-D", self.work / "copy", "-Fp", "-X", "stream"))
         self.shell("tar", "-czf", self.work / "copy.tar.gz", self.work / "copy")
         shutil.rmtree(self.work / "copy")
-        self.upload_file(self.work / "copy.tar.gz", "scripts.tar.gz")
+        programs.upload_file(self.s3, self.work / "copy.tar.gz", BUCKET, "scripts.tar.gz")
 
     def unchecked(self) -> None:
         """Do the fastest that checks nothing: ``pg_basebackup | zstd -1 -T2``, upload."""
@@ -118,7 +95,7 @@ class Bench:
         subprocess.run(["zstd", "-q", "-f", "-1", "-T2", "-o", str(path)], stdin=dump.stdout, check=True)
         if dump.wait():
             raise SystemExit("pg_basebackup failed")
-        self.upload_file(path, "unchecked.tar.zst")
+        programs.upload_file(self.s3, path, BUCKET, "unchecked.tar.zst")
 
     def ours(self) -> None:
         """Back up until verified in the bucket."""
@@ -129,7 +106,7 @@ class Bench:
     def scripts_restore(self) -> None:
         """Do what a restore script would: download, untar."""
         path, tree = self.work / "download.tar.gz", self.work / "tree"
-        self.download_file("scripts.tar.gz", path)
+        programs.download_file(self.s3, BUCKET, "scripts.tar.gz", path)
         tree.mkdir()
         subprocess.run(["tar", "-xzf", path, "-C", tree], check=True)
 
@@ -141,10 +118,8 @@ class Bench:
 
     def hq_backups(self, *arguments: str) -> None:
         """Run a command."""
-        server, s3 = self.server, self.s3
-        environment = {
-            **os.environ,
-            "HQ_BACKUPS_DEPLOY_ENV": "bench",
+        server = self.server
+        settings = {
             "HQ_BACKUPS_BACKUP_POSTGRES": self.mode,
             "HQ_BACKUPS_POSTGRESQL_BACKUP_DIR": str(self.work / "backups"),
             "HQ_BACKUPS_POSTGRESQL_DATA_DIR": str(server.data_dir),
@@ -154,17 +129,8 @@ class Bench:
             "HQ_BACKUPS_POSTGRESQL_PORT": str(server.port),
             "HQ_BACKUPS_POSTGRES_S3": "true" if self.mode == "plain" else "false",
             "HQ_BACKUPS_POSTGRES_SNAPSHOT_BUCKET": BUCKET,
-            "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": s3.access_key,
-            "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": s3.secret_key,
-            "HQ_BACKUPS_AWS_ENDPOINT": s3.endpoint,
-            "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "hq_backups.standalone", *arguments],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
+        programs.hq_backups(self.s3, self.home, settings, *arguments)
 
     def clean(self) -> None:
         """Remove what a contender left."""

@@ -7,9 +7,9 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+from benchmarks import programs
 from benchmarks.__main__ import MIB, alternate, table
 from tests.testbed.s3 import VersityGW
 
@@ -71,7 +71,7 @@ class Blobs:
     def scripts(self) -> None:
         """Do what CommCare's script does: tar and gzip, upload."""
         subprocess.run(["tar", "-Pczf", self.work / "scripts.tar.gz", self.data], check=True)
-        self._upload(self.work / "scripts.tar.gz", "scripts.tar.gz")
+        programs.upload_file(self.s3, self.work / "scripts.tar.gz", self.bucket, "scripts.tar.gz")
 
     def ours(self) -> None:
         """Back up until verified in the bucket."""
@@ -131,33 +131,8 @@ class Blobs:
 
     def hq_backups(self, *arguments: str) -> None:
         """Run a command."""
-        environment = {
-            **os.environ,
-            "HQ_BACKUPS_DEPLOY_ENV": "bench",
-            "HQ_BACKUPS_BACKUP_POSTGRES": "false",
-            "HQ_BACKUPS_AMAZON_S3_ACCESS_KEY": self.s3.access_key,
-            "HQ_BACKUPS_AMAZON_S3_SECRET_KEY": self.s3.secret_key,
-            "HQ_BACKUPS_AWS_ENDPOINT": self.s3.endpoint,
-            "HQ_BACKUPS_BACKUP_STATE_DIR": str(self.home / "state"),
-            **self.settings(),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "hq_backups.standalone", *arguments],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
-
-    def _upload(self, path: Path, key: str) -> None:
-        code = (
-            "import sys, boto3; from botocore.config import Config;"
-            "boto3.client('s3', endpoint_url=sys.argv[1], region_name='us-east-1',"
-            "config=Config(s3={'addressing_style': 'path'}, request_checksum_calculation='when_required'))"
-            ".upload_file(sys.argv[2], sys.argv[3], sys.argv[4])"
-        )
-        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
-        argv = [sys.executable, "-c", code, self.s3.endpoint, str(path), self.bucket, key]
-        subprocess.run(argv, check=True, env={**os.environ, **keys})
+        settings = {"HQ_BACKUPS_BACKUP_POSTGRES": "false", **self.settings()}
+        programs.hq_backups(self.s3, self.home, settings, *arguments)
 
     def clean(self) -> None:
         """Move away what a contender left.

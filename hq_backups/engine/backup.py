@@ -56,8 +56,8 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         if not request.dry_run:
             repository.recover(events)
             clean_scratch(store, repository, events)
-        if (old := crons.collision(store.name)) is not None:
-            events.warning("old-cron", f"{old}. {crons.HINT}")
+        if (old := crons.warning(store.name)) is not None:
+            events.warning("old-cron", old)
         name = names.local_name(store.name, config.env, run.type, run.local, store.mode, config.compression)
         events.step("prepare", f"asking {store.name} what it holds")
         # The bucket is asked meanwhile: both answer from elsewhere.

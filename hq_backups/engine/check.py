@@ -89,8 +89,8 @@ def look(config: Config, settings: StoreConfig, request: CheckRequest, now: date
     schedule = Schedule(request.nadir_hour, _zone(config.timezone))
     judged = judgement.judge(request.store, prove(repo, ours), schedule, now, facts, elsewhere=theirs)
     notes = [("bucket-fallback", repo.note)] if repo.note else []
-    if (old := crons.collision(request.store)) is not None:
-        notes.append(("old-cron", f"{old}. {crons.HINT}"))
+    if (old := crons.warning(request.store)) is not None:
+        notes.append(("old-cron", old))
     notes += [("newer-manifest", text) for text in found.newer[:1]]
     return (*judged, *(Finding(code, judgement.WARNING, text) for code, text in notes))
 

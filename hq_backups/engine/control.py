@@ -51,6 +51,17 @@ class Service(Protocol):
         """Make the monitor watch again; raises ServiceError."""
 
 
+def planned(service: Service) -> dict[str, Any]:
+    """Return what a plan says of how a server is stopped and started."""
+    commands = service.facts()
+    return {
+        "service": service.describe(),
+        "stopped_by": [" ".join(argv) for argv in commands.get("stop", ())],
+        "started_by": " ".join(commands.get("start", ())),
+        "monit_paused": list(service.watched()),
+    }
+
+
 @dataclass(frozen=True)
 class Monit:
     """The monitor that commcare-cloud installs: it restarts what it finds down."""

@@ -45,3 +45,9 @@ def collision(store: str) -> str | None:
         f"{path} is still installed: it deletes files by their names, which are ours too, and uploads over the "
         "same keys"
     )
+
+
+def warning(store: str) -> str | None:
+    """Say such a collision, and what to do about it."""
+    found = collision(store)
+    return None if found is None else f"{found}. {HINT}"

@@ -50,7 +50,7 @@ def restore(config: Config, request: RestoreRequest, run_id: str, events: Events
     if request.in_place or request.merge:
         return _in_place(config, request, manifest, location, store, run_id, events)
     target = store.target().resolve()
-    if _is_unfinished(target):
+    if _unfinished(target) is not None:
         # Unless one is at work right now: then that is what is said.
         with _locks(store, target, run_id):
             _refuse_unfinished(target)
@@ -202,16 +202,16 @@ def _undo_facts(journal: Journal) -> dict[str, Any]:
     }
 
 
-def _is_unfinished(target: Path) -> bool:
-    """Tell whether a restore of a target has begun and not come to its end."""
+def _unfinished(target: Path) -> Journal | None:
+    """Return the journal of a restore of a target that has begun and not come to its end."""
     journal = read_journal(target)
-    return journal is not None and journal.phase in OPEN
+    return journal if journal is not None and journal.phase in OPEN else None
 
 
 def _refuse_unfinished(target: Path) -> None:
     """Refuse a target whose last restore was killed: it must be undone first."""
-    journal = read_journal(target)
-    if journal is not None and journal.phase in OPEN:
+    journal = _unfinished(target)
+    if journal is not None:
         raise PreflightFailed(
             f"the restore {journal.run} of {target} was interrupted ({journal.phase})",
             hint=f"Put the old data back first: restore_backup {journal.store} --undo",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hq_backups.engine import archive
-from hq_backups.engine.control import Service
+from hq_backups.engine.control import Service, planned
 from hq_backups.engine.couch import (
     asking,
     copying,
@@ -186,16 +186,7 @@ class Couch(Store):
         host.require_whole(manifest)
         version = self.settings.options.get("version")
         found = host.find(self.node(), self.target(), manifest, request, version)
-        service = self.service(manifest)
-        commands = service.facts()
-        return {
-            **about,
-            **found,
-            "service": service.describe(),
-            "stopped_by": [" ".join(argv) for argv in commands.get("stop", ())],
-            "started_by": " ".join(commands.get("start", ())),
-            "monit_paused": list(service.watched()),
-        }
+        return {**about, **found, **planned(self.service(manifest))}
 
     def service(self, manifest: Manifest | None) -> Service:
         """Return how the node is stopped and started."""

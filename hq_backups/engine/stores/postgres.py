@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine.control import Service
+from hq_backups.engine.control import Service, planned
 from hq_backups.engine.errors import (
     BadManifest,
     CorruptBackup,
@@ -217,14 +217,10 @@ class PostgresStore(Store):
                     hint="Restore beside it: restore_backup postgres … --target-dir DIR",
                 )
         service = self.service(manifest)
-        commands = service.facts()
         return {
             **about,
             "programs": str(programs.path.parent),
-            "service": service.describe(),
-            "stopped_by": [" ".join(argv) for argv in commands.get("stop", ())],
-            "started_by": " ".join(commands.get("start", ())),
-            "monit_paused": list(service.watched()),
+            **planned(service),
             "connections": self._connections() if service.is_running() else [],
         }
 
