@@ -389,7 +389,19 @@ COUCH = (
         django=FromDjango("COUCH_DATABASES.default.COUCH_PASSWORD"),
     ),
     *_service_commands(_couch, "couchdb"),
-    _dead("remote_couch_backup", store="couch", reason="the bucket is the place of a second copy"),
+    _couch(
+        "remote_couch_backup",
+        kind="remote",
+        help="A host to which rsync copies the backup directory after each good run, by ssh as the user who makes the "
+        "backups: ``host`` or ``user@host``, into the directory of the same path; another one is ``host:/path``. What "
+        "retention removes here is removed there.",
+    ),
+    _couch(
+        "couchdb_release_dir",
+        kind="dir",
+        help="A CouchDB release (it has ``bin/couchdb``, ``etc`` and ``releases``), such as ``/opt/couchdb``: "
+        "``verify_backup --deep`` then starts a node of its own from it on the unpacked copy.",
+    ),
 )
 
 _blobdb = partial(Setting, store="blobdb")

@@ -42,6 +42,7 @@ KINDS = {
     "text": "text",
     "text_or_off": "text, or False",
     "name": "name",
+    "remote": "host, or False",
     "bool": "True or False",
     "int": "whole number",
     "dir": "absolute path",

@@ -24,6 +24,9 @@ _TRUE = frozenset({"true", "yes", "on", "y", "1"})
 _FALSE = frozenset({"false", "no", "off", "n", "0"})
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?(?:/s|ps)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REMOTE = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::/[^/].*)?"
+)
 _STORE_NAMES = {**{s: s for s in STORES}, "couchdb": "couch", "postgresql": "postgres", "es": "elasticsearch"}
 
 
@@ -58,6 +61,15 @@ def _name(raw: Any, setting: Setting) -> str:
     text = _text(raw, setting)
     if not _NAME.fullmatch(text):
         raise ValueError("must be a name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _remote(raw: Any, setting: Setting) -> str | None:
+    if _is_false(raw):
+        return None
+    text = _text(raw, setting)
+    if not _REMOTE.fullmatch(text) or ".." in text.split("/"):
+        raise ValueError("must be a host, user@host or host:/directory")
     return text
 
 
@@ -232,6 +244,7 @@ KINDS: Mapping[str, Callable[[Any, Setting], Any]] = {
     "text": _text,
     "text_or_off": _text_or_off,
     "name": _name,
+    "remote": _remote,
     "bool": _bool,
     "int": _int,
     "dir": _dir,

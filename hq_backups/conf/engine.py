@@ -43,6 +43,8 @@ BACKUP_DIRS = {
     "blobdb": "blobdb_backup_dir",
     "elasticsearch": "elasticsearch_data_dir",
 }
+MIRRORS = {"couch": "remote_couch_backup"}
+"""What names the host to which a store's backup directory is copied."""
 DATA_DIRS = {
     "postgres": "postgresql_data_dir",
     "couch": "couch_data_dir",
@@ -150,6 +152,7 @@ def _store(resolved: Resolved, store: str) -> StoreConfig:
         bucket=resolved[bucket],
         bucket_fallback=_misspelt_bucket(resolved) if store == "postgres" else None,
         data_dir=data_dir(resolved, store),
+        mirror=resolved[MIRRORS[store]] if store in MIRRORS else None,
         os_user=optional(f"{prefix}_backup_os_user") or (_blob_user(resolved) if store == "blobdb" else None),
         stop_command=optional(f"{prefix}_stop_command"),
         start_command=optional(f"{prefix}_start_command"),
@@ -195,6 +198,7 @@ def _couch_options(resolved: Resolved) -> Mapping[str, Any]:
         "service": resolved["couchdb_service_name"],
         "user": resolved["couchdb_user"],
         "group": resolved["couchdb_group"],
+        "release_dir": resolved["couchdb_release_dir"],
     }
 
 

@@ -62,6 +62,8 @@ class StoreConfig:
     bucket: str | None = None
     bucket_fallback: str | None = None
     """A misspelt default: used, and said, where only it exists."""
+    mirror: str | None = None
+    """The host, ``[user@]host[:/directory]``, to which the backup directory is copied after a good run."""
     data_dir: Path | None = None
     os_user: str | None = None
     """Who the engine runs as; None means the owner of ``data_dir``."""

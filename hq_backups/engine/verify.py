@@ -58,6 +58,7 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
 
 
 def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id: str, events: Events) -> None:
+    store.check_deep(manifest)
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
     clean_scratch(store, repository, events)

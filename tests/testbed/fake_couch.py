@@ -47,6 +47,8 @@ class Faults:
 
     fail: list[str] = field(default_factory=list)
     """Patterns of paths that are answered 500."""
+    lose: list[str] = field(default_factory=list)
+    """Databases that are counted one document short."""
     hang: list[str] = field(default_factory=list)
     """Patterns of paths that are never answered."""
     stop_after: int | None = None
@@ -340,6 +342,8 @@ def handler(node: Node, faults: Faults) -> type[BaseHTTPRequestHandler]:
                 status, answer = refusal.status, refusal.body
             except Exception as error:  # a node answers 500 whatever happened inside
                 status, answer = 500, {"error": "unknown_error", "reason": repr(error)}
+            if isinstance(answer, dict) and answer.get("db_name") in faults.lose:
+                answer["doc_count"] -= 1
             said = json.dumps(answer).encode() + b"\n"
             self.send_response_only(status)
             self.send_header("Server", f"CouchDB/{node.version} (a stand-in)")
@@ -375,6 +379,7 @@ def main(arguments: list[str]) -> int:
         "--exit-on-other-nodes", action="store_true", help="end when _nodes names another node"
     )
     parser.add_argument("--refuse", action="store_true", help="hold the directory, but do not listen")
+    parser.add_argument("--lose", action="append", default=[], metavar="DATABASE")
     parser.add_argument("--fail", action="append", default=[], metavar="PATTERN")
     parser.add_argument("--hang", action="append", default=[], metavar="PATTERN")
     parser.add_argument("--stop-after", type=int, metavar="REQUESTS")
@@ -384,7 +389,7 @@ def main(arguments: list[str]) -> int:
     if given.refuse:
         print("ready", flush=True)
         threading.Event().wait()
-    faults = Faults(given.fail, given.hang, given.stop_after)
+    faults = Faults(given.fail, given.lose, given.hang, given.stop_after)
     try:
         server = Server((LOOPBACK, given.port), handler(Node(data, (user, password), given.version), faults))
     except OSError as error:

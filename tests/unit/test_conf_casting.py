@@ -47,10 +47,22 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("hosts", "pg0=postgres,couch0=couch", {"pg0": ("postgres",), "couch0": ("couch",)}),
     ("text_or_off", "False", None),
     ("text_or_off", "pg1", "pg1"),
+    ("remote", "False", None),
+    ("remote", "backup0.example.com", "backup0.example.com"),
+    ("remote", "couchdb@[fd00::1]", "couchdb@[fd00::1]"),
+    ("remote", "couchdb@10.0.0.9:/srv/mirrors/couch0", "couchdb@10.0.0.9:/srv/mirrors/couch0"),
 ]
 
 BAD: list[tuple[str, Any]] = [
     ("bool", "ture"),
+    ("remote", "-oProxyCommand=evil"),
+    ("remote", "host:"),
+    ("remote", "host:/"),
+    ("remote", "host:relative"),
+    ("remote", "host::module"),
+    ("remote", "host:/srv/../etc"),
+    ("remote", "two hosts"),
+    ("remote", True),
     ("bool", 2),
     ("bool", []),
     ("int", True),

@@ -114,6 +114,7 @@ OURS = [
     "couchdb_stop_command",
     "couchdb_start_command",
     "couchdb_url",
+    "couchdb_release_dir",
     "elasticsearch_url",
     "postgresql_backup_os_user",
     "couchdb_backup_os_user",

@@ -7,7 +7,7 @@ and lists its databases proves nothing: only a database's own address does.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from hq_backups.engine.couch.node import Node, view_to_read
@@ -56,9 +56,12 @@ def require_alone(node: Node, wanted: str | None) -> str:
     return name
 
 
-def adopt(node: Node, name: str, events: Events) -> None:
-    """Give every shard map to the one node, system databases' too, and read each back; raises ServiceError."""
-    docs = node.shard_docs()
+def adopt(node: Node, name: str, events: Events, but: Container[str] = ()) -> None:
+    """Give every shard map to the one node, system databases' too, and read each back; raises ServiceError.
+
+    ``but`` are databases that it does not get: it cannot open them.
+    """
+    docs = {db: doc for db, doc in node.shard_docs().items() if db not in but}
     for db, doc in sorted(docs.items()):
         wanted = _renamed(doc, name, db)
         if wanted != doc:
@@ -82,10 +85,10 @@ def _content(doc: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return None if doc is None else {key: value for key, value in doc.items() if key != "_rev"}
 
 
-def open_all(node: Node) -> dict[str, tuple[int, int]]:
+def open_all(node: Node, but: Container[str] = ()) -> dict[str, tuple[int, int]]:
     """Open every database and return its counts; raises ServiceError for one that cannot be."""
     deadline = time.monotonic() + OPEN_SECONDS
-    return {db: _opened(node, db, deadline) for db in node.databases()}
+    return {db: _opened(node, db, deadline) for db in node.databases() if db not in but}
 
 
 def _opened(node: Node, db: str, deadline: float) -> tuple[int, int]:
@@ -121,10 +124,12 @@ def compare(found: Mapping[str, tuple[int, int]], recorded: Mapping[str, Any], e
             events.warning("written-meanwhile", f"{message}: something has written to it already")
 
 
-def read_views(node: Node, events: Events) -> int:
+def read_views(node: Node, events: Events, but: Container[str] = ()) -> int:
     """Read a view of every design document; return how many were read. Raises ServiceError for one that fails."""
     count, building = 0, []
     for db in node.databases():
+        if db in but:
+            continue
         for ddoc in node.design_docs(db):
             view = view_to_read(ddoc)
             if view is None:

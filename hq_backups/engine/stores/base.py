@@ -164,6 +164,10 @@ class Store(ABC):
     def check_unpacked(self, target: Path, manifest: Manifest, events: Events) -> None:
         """Check and make ready an unpacked tree, as its owner; raises CorruptBackup."""
 
+    def check_deep(self, manifest: Manifest) -> None:
+        """Check that what a deep check starts is here, before anything is unpacked; raises PreflightFailed."""
+        return
+
     @abstractmethod
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
         """Read all that an unpacked tree holds, with a server of our own where there is one; raises CorruptBackup."""

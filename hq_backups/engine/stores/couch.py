@@ -24,6 +24,7 @@ from hq_backups.engine.couch import (
     layout,
     limits,
     passing,
+    scratch,
     serving,
     snapshot,
     union,
@@ -31,6 +32,7 @@ from hq_backups.engine.couch import (
 )
 from hq_backups.engine.couch.contents import listed
 from hq_backups.engine.couch.node import Node
+from hq_backups.engine.couch.release import Release
 from hq_backups.engine.couch.service import find_couch_service
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
@@ -150,12 +152,26 @@ class Couch(Store):
         """Check that every recorded file is there and every database whole."""
         unpacked.check(target, manifest, events)
 
+    def check_deep(self, manifest: Manifest) -> None:
+        """Look at the release that a node is to be started from, if one is configured."""
+        if (release := self._release()) is not None:
+            release.require(str(manifest.source.get("version") or ""))
+
     def deep_check(self, tree: Path, manifest: Manifest, events: Events) -> None:
-        """Read every document of every database."""
+        """Read every document of every database; have a node serve them where a release is configured."""
         deep.read_everything(tree, manifest, events)
+        if (release := self._release()) is None:
+            events.warning("not-served", deep.UNSERVED)
+        else:
+            deep.serve(tree, release, manifest, events)
 
     def clean_scratch(self, tree: Path) -> None:
-        """Do nothing: no server of ours runs on an unpacked tree."""
+        """End a node that was started on ``tree``."""
+        scratch.stop(tree.parent / scratch.HOME)
+
+    def _release(self) -> Release | None:
+        directory = self.settings.options.get("release_dir")
+        return Release.find(Path(directory)) if directory else None
 
     def target(self) -> Path:
         """Return the node's data directory."""
