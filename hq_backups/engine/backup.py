@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from hq_backups.engine import crons, forecast, names, space
+from hq_backups.engine import crons, forecast, mirror, names, space
 from hq_backups.engine.bucket import BucketUpload
 from hq_backups.engine.catalog import good_local
 from hq_backups.engine.config import Config, to_plain
@@ -90,6 +90,8 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
             events.error(UploadFailed(_reason(failure), store=store.name))
         if request.prune:
             prune(store, repository, events, extra_days=0 if failure is None else 1)
+        if request.upload:
+            mirror.copy(store, repository.directory, events)
         return Exit.OK if failure is None else Exit.UPLOAD_FAILED
 
 

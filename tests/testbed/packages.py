@@ -38,6 +38,8 @@ DEBIAN_PACKAGES = (
     DebianPackage("sudo", "/usr/bin/sudo"),
     DebianPackage("pgbouncer", "/usr/sbin/pgbouncer"),
     DebianPackage("monit", "/usr/bin/monit"),
+    DebianPackage("openssh-server", "/usr/sbin/sshd"),
+    DebianPackage("rsync", "/usr/bin/rsync"),
 )
 USERS = (
     User("postgres", "/var/lib/postgresql", "/bin/bash"),

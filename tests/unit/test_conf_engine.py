@@ -110,6 +110,17 @@ def test_stores_that_are_on_reach_the_engine_too() -> None:
     assert stores["elasticsearch"].options["repository"] == "prod_es_snapshot"
 
 
+def test_a_host_for_copies_and_a_release_reach_the_engine() -> None:
+    found = resolve(
+        backup_couch=True, remote_couch_backup="couchdb@backup0", couchdb_release_dir="/opt/couchdb/"
+    )
+    couch = found.config().store("couch")
+    assert (couch.mirror, couch.options["release_dir"]) == ("couchdb@backup0", "/opt/couchdb")
+    off = resolve(backup_couch=True, remote_couch_backup=False).config()
+    assert [store.mirror for store in off.stores.values()] == [None, None]
+    assert off.store("couch").options["release_dir"] is None
+
+
 def test_an_error_of_one_store_does_not_stop_another() -> None:
     resolved = resolve(backup_es_s3=True, elasticsearch_backup_days="many", couchdb2_port=0)
     resolved.require("postgres", backup=True)
