@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from tests.faults.engine_process import Engine
 from tests.integration.couch_helpers import CouchHost
 from tests.integration.pg_helpers import Outcome, tree
 from tests.testbed.couch import RELEASE, CouchNode
-from tests.testbed.couch_data import expected, make_data_dir
+from tests.testbed.couch_data import FIXTURE_NODE, expected, make_data_dir
 from tests.testbed.couch_release import make_release
-from tests.testbed.process import wait_until
+from tests.testbed.process import LOOPBACK, wait_until
 
 Make = Callable[..., CouchNode]
 DEEP = VerifyRequest(Selection("couch", "latest"), deep=True)
@@ -38,22 +39,25 @@ def with_release(host: CouchHost, *options: str, **made: str) -> CouchHost:
     return host.but(options={"release_dir": str(make_release(place, *options, **made))})
 
 
-def backed(couch_node: Make, docs: Mapping[str, list[dict[str, Any]]] | None = None) -> CouchHost:
-    """Return a host with a backup of a few documents, and of a view."""
+def backed(
+    couch_node: Make, docs: Mapping[str, list[dict[str, Any]]] | None = None, *, up: bool = False
+) -> CouchHost:
+    """Return a host with a backup of a few documents and a view; its node is down unless ``up``."""
     node = couch_node(start=False)
     view = {"_id": "_design/cases", "views": {"all": {"map": "function (doc) { emit(doc._id, null); }"}}}
     made = {"commcarehq": [view, *({"_id": f"doc-{n}"} for n in range(8))], **(docs or {})}
     make_data_dir(node.data_dir, made, os_user=node.os_user)
-    node.start()
+    if up:
+        node.start()
     host = CouchHost(node)
     host.good_backup()
     return host
 
 
-def deep(host: CouchHost) -> Outcome:
-    """Verify as the node's user, and look that nothing is left of it, running or on disk."""
+def deep(host: CouchHost, *, as_owner: bool = False) -> Outcome:
+    """Verify, and look that nothing is left of it, running or on disk, nor changed in the release."""
     before = tree(Path(host.options["release_dir"]))
-    done = host.run_as_owner("verify", DEEP)
+    done = host.run_as_owner("verify", DEEP) if as_owner else host.verify(deep=True)
     assert not scratch_processes(host)
     assert not list(host.backups.glob(".verify-*"))
     assert tree(Path(host.options["release_dir"])) == before
@@ -78,7 +82,7 @@ def test_a_node_of_our_own_serves_the_copy(couch_node: Make) -> None:
     host = CouchHost(couch_node("t1"))
     host.good_backup()
     host = with_release(host)
-    done = deep(host)
+    done = deep(host, as_owner=True)
     assert done.code is Exit.OK, done
     served = [check["message"] for check in done.of("check") if check["name"] == "serving"]
     documents = sum(told["doc_count"] for db, told in expected("t1").items() if db != "_replicator")
@@ -116,7 +120,7 @@ def test_the_node_is_apart_from_every_other(couch_node: Make, monkeypatch: pytes
     assert len(seen["listening"]) >= 3, "the mapper of ports, the distribution, HTTP"  # type: ignore[arg-type]
     assert {address.split(":")[0] for address in seen["listening"]} == {LOOPBACK_HEX}  # type: ignore[attr-defined]
     ports = {int(address.split(":")[1], 16) for address in seen["listening"]}  # type: ignore[attr-defined]
-    assert not ports & {4369, 5984, 5986, 15984, host.couch.port}
+    assert not ports & {4369, 5984, 5986, 15984}
     name = seen["membership"]["all_nodes"][0]  # type: ignore[index]
     assert seen["membership"] == {"all_nodes": [name], "cluster_nodes": [name]}
     assert name.startswith("hqb-")
@@ -151,6 +155,17 @@ def test_databases_of_replications_are_not_opened(couch_node: Make) -> None:
     assert done.code is Exit.OK, done
     (message,) = [check["message"] for check in done.of("check") if check["name"] == "serving"]
     assert "nor was _replicator; team/_replicator opened" in message
+
+
+def test_one_node_s_part_of_a_cluster_is_told_as_such(couch_node: Make) -> None:
+    node = couch_node(start=False)
+    docs = {"commcarehq": [{"_id": f"doc-{n}"} for n in range(8)]}
+    make_data_dir(node.data_dir, docs, nodes=(FIXTURE_NODE, "couchdb@10.0.0.2"), os_user=node.os_user)
+    host = CouchHost(node)
+    assert host.backup().code is Exit.OK
+    done = deep(with_release(host))
+    assert done.code is Exit.OK, done
+    assert done.warnings == {"part-only"}
 
 
 # Damage
@@ -239,14 +254,16 @@ def test_a_node_that_never_answers_is_given_up(couch_node: Make, monkeypatch: py
 
 def test_a_port_that_somebody_took_is_not_the_end(couch_node: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     host = with_release(backed(couch_node))
-    real, taken = scratch._free_ports, [host.couch.port]
+    real = scratch._free_ports
+    with socket.create_server((LOOPBACK, 0)) as somebody:
+        taken = [somebody.getsockname()[1]]
 
-    def first_taken(count: int) -> list[int]:
-        mapper, port = real(count)
-        return [mapper, taken.pop() if taken else port]
+        def first_taken(count: int) -> list[int]:
+            mapper, port = real(count)
+            return [mapper, taken.pop() if taken else port]
 
-    monkeypatch.setattr(scratch, "_free_ports", first_taken)
-    done = host.verify(deep=True)
+        monkeypatch.setattr(scratch, "_free_ports", first_taken)
+        done = host.verify(deep=True)
     assert done.code is Exit.OK, done
     assert not taken
 
@@ -280,7 +297,7 @@ def test_a_directory_that_is_no_release_is_refused_before_anything_is_unpacked(
 
 
 def test_a_release_that_is_older_than_the_backup_is_refused(couch_node: Make) -> None:
-    host = with_release(backed(couch_node), version="2.3.1")
+    host = with_release(backed(couch_node, up=True), version="2.3.1")
     done = deep(host)
     assert done.code is Exit.PREFLIGHT, done
     assert "cannot read its files" in done.error

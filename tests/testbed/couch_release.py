@@ -16,7 +16,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.testbed import fake_couch
 from tests.testbed.process import LOOPBACK
 
 VERSION = "3.5.0"
@@ -75,7 +74,23 @@ def couchdb(arguments: Sequence[str], options: Sequence[str]) -> int:
     files = list(arguments[arguments.index("-couch_ini") + 1 :])
     ini = configparser.ConfigParser(strict=False, interpolation=None)
     ini.read(files)
-    name = re.findall(r"^-name (\S+)", Path(os.environ["COUCHDB_ARGS_FILE"]).read_text(), re.MULTILINE)[0]
+    flags = Path(os.environ["COUCHDB_ARGS_FILE"]).read_text()
+    name = re.findall(r"^-name (\S+)", flags, re.MULTILINE)[0]
+    apart = (
+        "-start_epmd false",
+        "-kernel inet_dist_use_interface {127,0,0,1}",
+        "-kernel dist_auto_connect never",
+    )
+    if lacking := [flag for flag in apart if flag not in flags.splitlines()]:
+        # A real node would serve nevertheless, and be where others find it.
+        print(f"this node could be met by others: {', '.join(lacking)}", file=sys.stderr)
+        return 1
+    if (address := ini.get("chttpd", "bind_address", fallback="every address")) != LOOPBACK:
+        print(f"this node would listen on {address}", file=sys.stderr)
+        return 1
+    if ini.get("replicator", "max_jobs", fallback="500") != "0":
+        print("this node would replicate", file=sys.stderr)
+        return 1
     cookie = Path(os.environ["HOME"], ".erlang.cookie")
     if cookie.stat().st_mode & 0o077:
         print(f"Cookie file {cookie} must be accessible by owner only", file=sys.stderr)
@@ -101,4 +116,6 @@ def couchdb(arguments: Sequence[str], options: Sequence[str]) -> int:
             "--name",
             name,
         ]
+        from tests.testbed import fake_couch  # epmd need not wait for it
+
         return fake_couch.main([*words, *options])

@@ -6,7 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from hq_backups.engine.couch import layout, scratch, serving, unpacked
-from hq_backups.engine.couch.contents import listed
+from hq_backups.engine.couch.contents import Contents, listed
 from hq_backups.engine.couch.couchfile import CouchFile, has_header
 from hq_backups.engine.couch.node import Node
 from hq_backups.engine.couch.release import Release
@@ -50,6 +50,12 @@ def serve(tree: Path, release: Release, manifest: Manifest, events: Events) -> N
 
 def _ask(node: Node, name: str, manifest: Manifest, events: Events) -> None:
     serving.require_alone(node, name)
+    if missing := Contents.recorded(manifest.source, manifest.name).missing():
+        events.warning(
+            "part-only",
+            "one node's part of a cluster: the node that was started knows nothing of the other nodes' parts, so the "
+            f"documents of their databases are not compared. It lacks {listed(missing)}",
+        )
     # Opened, they would begin to replicate what they have written down: to and from where the original does.
     idle = {db for db in node.databases() if db.rpartition("/")[2] == _REPLICATOR}
     serving.adopt(node, name, events, idle)

@@ -30,6 +30,8 @@ HOME = "node"
 START_SECONDS = 120.0
 ANSWER_SECONDS = 120.0
 """How long one answer may take."""
+_PROBE_SECONDS = 3.0
+"""Who took the port before the node did may never answer."""
 _STARTS = 3
 _POLL_SECONDS = 0.1
 _LOOPBACK = "127.0.0.1"
@@ -154,15 +156,16 @@ def _started(tree: Path, home: Path, release: Release, name: str) -> Iterator[Sc
         "ERL_EPMD_PORT": str(mapper),
         "ERL_CRASH_DUMP_SECONDS": "0",
     }
-    client = Node(f"http://{_LOOPBACK}:{port}", _ADMIN, password, ANSWER_SECONDS)
+    url = f"http://{_LOOPBACK}:{port}"
+    probe = Node(url, _ADMIN, password, _PROBE_SECONDS)
     epmd: list[str | Path] = [release.epmd, "-address", _LOOPBACK, "-port", str(mapper)]
     couchdb: list[str | Path] = [release.program, "-couch_ini", release.defaults, home / "local.ini"]
     log.unlink(missing_ok=True)
     with _tied(epmd, environment, home, log) as ports:
         _await(ports, log, "Erlang's mapper of ports", lambda: _listens(mapper))
         with _tied(couchdb, environment, home, log) as process:
-            _await(process, log, f"CouchDB {release.version}", lambda: _answers(client, name))
-            yield ScratchNode(name, client, process, log)
+            _await(process, log, f"CouchDB {release.version}", lambda: _answers(probe, name))
+            yield ScratchNode(name, Node(url, _ADMIN, password, ANSWER_SECONDS), process, log)
 
 
 @contextmanager
