@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -314,7 +315,13 @@ def interrupted(couch_node: Make) -> Iterator[tuple[CouchHost, Engine]]:
         wait_until(
             lambda: any(event.get("name") == "adopt" for event in engine.said()), what="the node", timeout=60
         )
-        yield host, engine
+        try:
+            yield host, engine
+        finally:
+            engine.kill()
+            for pid in scratch_processes(host):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_the_node_ends_with_an_engine_that_is_killed(interrupted: tuple[CouchHost, Engine]) -> None:

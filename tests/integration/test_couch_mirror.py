@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,8 @@ def test_it_is_copied_neither_without_upload_nor_on_a_dry_run(host: CouchHost, o
 def test_no_secret_and_no_shell_s_words_are_in_what_is_run(host: CouchHost) -> None:
     argv = mirror._argv("couch", Path("/opt/backups"), "couchdb@backup0", "/a place/$(id)")
     assert host.couch.password not in " ".join(argv)
+    (shell,) = [word for word in argv if word.startswith("--rsh=")]
+    assert "-oBatchMode=yes" in shell, "or it would wait for a password where there is a terminal"
     assert argv[-3:] == ["--", "/opt/backups/", "couchdb@backup0:/a place/$(id)/"]
 
 
@@ -240,5 +243,7 @@ def test_a_host_that_says_nothing_is_given_up(
         monkeypatch.setattr(mirror, "PATIENCE_SECONDS", 1)
         shutil.rmtree(host.backups)
         host.backups.mkdir()
+        began = time.monotonic()
         done = host.run("backup", BackupRequest("couch", "daily"))
         assert_only_warned(done, "no progress for 1 seconds")
+        assert time.monotonic() - began < 15
