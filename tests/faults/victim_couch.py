@@ -94,6 +94,15 @@ class CouchVictim(HostVictim):
     def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
         return any(self.server.workdir.glob(".data.*staging*/*"))
 
+    @contextmanager
+    def unfit(self) -> Iterator[None]:
+        """Take away a shard: the node would serve an empty one in its place."""
+        shard = next(self.server.data_dir.glob(f"shards/*/{DATABASE}.*.couch"))
+        shard.rename(shard.with_suffix(".away"))
+        yield
+        shard.unlink(missing_ok=True)
+        shard.with_suffix(".away").rename(shard)
+
     def store_config(self) -> StoreConfig:
         stop, start = self.server.commands()
         options = {
