@@ -137,9 +137,7 @@ def test_a_disk_that_fills_up_under_a_deep_verify(on_small_disk: Victim, deep: b
     run_here("mount", "-o", "remount,size=400m", disk)
     assert free(disk) > disk_size
     with victim.engine(victim.verify(deep=True)) as engine:
-        wait_until(
-            lambda: any(victim.backups.glob(".verify-*/data/*")), what="the unpacking", interval=0.001
-        )
+        wait_until(lambda: any(victim.backups.glob(".verify-*/data/*")), what="the unpacking", interval=0.001)
         # It stands still while the disk is filled, however quickly it unpacks.
         os.kill(engine.pid, signal.SIGSTOP)
         with only(disk, 0):
