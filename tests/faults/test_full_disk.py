@@ -180,3 +180,18 @@ def test_a_disk_that_fills_up_while_a_restore_unpacks_changes_nothing(
     assert {p.name for p in work.iterdir() if not p.name.endswith(".lock")} == before
     victim.run(victim.restore()).expect(0)
     assert victim.fingerprint() != data
+
+
+def test_too_little_space_for_a_restore_is_told_before_anything_happens(
+    server_on_small_disk: HostVictim,
+) -> None:
+    victim = server_on_small_disk
+    victim.run(victim.backup()).expect(0)
+    victim.change_data()
+    data, beside = victim.fingerprint(), victim.beside()
+    with only(victim.server.workdir, 4 * MIB):
+        outcome = victim.run(victim.restore()).expect(5)
+        assert victim.is_serving()
+    assert "NotEnoughSpace" in outcome.errors
+    assert victim.fingerprint() == data
+    assert victim.beside() == beside

@@ -93,15 +93,11 @@ def torn(reading: HostVictim) -> Iterator[TornDisk]:
     """Put the victim's files on a disk that breaks."""
     reason = TornDisk.unavailable()
     require_service("a loop device", not reason, reason)
-    has_node = reading.store == "couch"
-    if has_node:
-        reading.server.stop()
+    reading.server.stop()
     with short_directory() as place, TornDisk(reading.server.data_dir, place / "image") as disk:
-        if has_node:
-            reading.server.start()
+        reading.server.start()
         yield disk
-        if has_node:
-            reading.server.stop()
+        reading.server.stop()
 
 
 @pytest.mark.root
