@@ -17,6 +17,8 @@ from tests.testbed.process import run_here
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
 MODES = ("plain", "dump", "blobdb", "couch")
+# Its own tests say the same.
+LONG = ("plain",)
 ONLY = {"test_what_is_missing_is_merged_into_a_mount_point": ("blobdb",)}
 
 
@@ -67,13 +69,14 @@ def assert_refused(victim: HostVictim, words: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+@pytest.mark.parametrize("kind", ["tmpfs", pytest.param("bind", marks=pytest.mark.slow)])
 def test_a_mount_point_is_refused_and_nothing_changed(backed: HostVictim, kind: str) -> None:
     with mounted(backed, kind):
         assert_refused(backed, "is a mount point")
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_link_to_a_mount_point_is_refused_and_nothing_changed(backed: HostVictim) -> None:
     link = backed.server.workdir / "link"
     link.symlink_to(backed.server.data_dir)

@@ -28,6 +28,8 @@ ONLY = {
     # No other store's password is ever written into a file.
     "test_a_password_file_does_not_outlive_a_killed_run_for_long": ("plain", "dump", "tablespaces"),
 }
+# It has no secret of its own, and those of the bucket are looked for with every other store.
+LONG = ("blobdb",)
 WRONG_PASSWORD = {"postgres": 5, "couch": 0}
 """What a backup with a wrong password ends with: the files of CouchDB are good without its node's answers."""
 
@@ -223,7 +225,7 @@ def test_no_secret_is_seen_when_things_fail(guarded: HostVictim) -> None:
     assert guarded.stray_temporaries() == []
 
 
-@pytest.mark.parametrize("password", [PASSWORD, SECRET])
+@pytest.mark.parametrize("password", [pytest.param(PASSWORD, marks=pytest.mark.slow), SECRET])
 def test_no_secret_in_a_node_s_address_is_seen(guarded: HostVictim, password: str) -> None:
     server = guarded.server
     server.password = password

@@ -63,7 +63,7 @@ def assert_nothing_came(victim: HostVictim, objects: dict[str, int]) -> None:
     victim.here(victim.verify()).expect(0)
 
 
-@pytest.mark.parametrize("how", ["vanishes", "grows"])
+@pytest.mark.parametrize("how", ["vanishes", pytest.param("grows", marks=pytest.mark.slow)])
 def test_a_file_that_vanishes_or_grows_while_it_is_read_is_in_the_backup_as_it_was(
     reading: HostVictim, how: str
 ) -> None:
@@ -101,7 +101,7 @@ def torn(reading: HostVictim) -> Iterator[TornDisk]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "meanwhile"])
 def test_a_disk_that_cannot_be_read_leaves_no_backup(reading: HostVictim, torn: TornDisk, when: str) -> None:
     reading.run(reading.verify()).expect(0)
     objects = reading.objects()
