@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 MASK = "********"
 
@@ -43,4 +42,5 @@ def display(value: Any, *, secret: bool = False) -> Any:
 
 
 def _has_password(value: str) -> bool:
-    return "://" in value and "@" in urlsplit(value).netloc
+    # Also behind a slash: in a password that should have been escaped, all is the password.
+    return "@" in value.partition("://")[2]

@@ -7,6 +7,7 @@ checked, and its names can name nothing but a file beside it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ def load_manifest(raw: bytes, where: str) -> Manifest:
     if len(raw) > MAX_BYTES:
         raise BadManifest(f"it is larger than {MAX_BYTES} bytes", name=where)
     try:
-        data = json.loads(raw)
+        data = json.loads(raw, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise BadManifest("it is not JSON", name=where) from error
     if not isinstance(data, dict):
@@ -100,6 +101,14 @@ def load_manifest(raw: bytes, where: str) -> Manifest:
     except (UsageError, ValueError) as error:
         raise BadManifest(str(error), name=where) from error
     return manifest
+
+
+def _finite(text: str) -> float:
+    """Read a number; raise ValueError for one beyond all bounds, which JSON has not and Python makes of 1e999."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _check_depth(value: Any, left: int) -> None:

@@ -27,7 +27,7 @@ VICTIMS["couch"] = CouchVictim
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the attacks of a module that says so (MODES) on each mode, some (ONLY) on a few of them.
 
-    Of all modes but plain, blobdb and couch, only those of IN_SHORT are quick.
+    Of all modes but plain, blobdb and couch, only those of IN_SHORT are quick; those of LONG are not.
     """
     modes = getattr(metafunc.module, "MODES", None)
     if modes is None or "mode" not in metafunc.fixturenames:
@@ -35,7 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.function.__name__
     modes = getattr(metafunc.module, "ONLY", {}).get(name, modes)
     quick = ("plain", "blobdb", "couch", *(modes if name in getattr(metafunc.module, "IN_SHORT", ()) else ()))
-    marked = [pytest.param(m, marks=() if m in quick else pytest.mark.slow) for m in modes]
+    long = getattr(metafunc.module, "LONG", ())
+    marked = [pytest.param(m, marks=() if m in quick and m not in long else pytest.mark.slow) for m in modes]
     metafunc.parametrize("mode", marked, scope="module")
 
 

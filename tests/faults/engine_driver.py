@@ -79,18 +79,18 @@ def kill_at_request(operation: str, moment: str) -> None:
 
 
 def hold_after(size: int, reached: str, go: str) -> None:
-    """Stand still when so many bytes have gone into an artifact; its upload goes on."""
+    """Stand still before the bytes that make it so many are written into an artifact; its upload goes on."""
     from hq_backups.engine.streams import ArtifactWriter
 
     real, passed = ArtifactWriter.put, 0
 
     def put(self: ArtifactWriter, buffer: bytearray, length: int) -> None:
         nonlocal passed
-        real(self, buffer, length)
         if passed < size <= passed + length:
             Path(reached).touch()
             while not Path(go).exists():
                 time.sleep(0.02)
+        real(self, buffer, length)
         passed += length
 
     ArtifactWriter.put = put  # type: ignore[method-assign]

@@ -140,3 +140,15 @@ def in_front(victim: HostVictim) -> Iterator[FakeProducer]:
     victim.options["bin_dir"] = str(made.directory)
     yield made
     victim.options.clear()
+
+
+@contextmanager
+def failing(victim: HostVictim) -> Iterator[None]:
+    """Let every backup fail for the length of a block: by its producer, else by what it reads."""
+    if not victim.producer:
+        with victim.unfit():
+            yield
+        return
+    with in_front(victim) as fake:
+        fake.plan(status=1)
+        yield

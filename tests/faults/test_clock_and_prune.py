@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from tests.faults.producer import in_front
+from tests.faults.producer import failing
 from tests.faults.test_kills import aged
 from tests.faults.victim import HostVictim, Victim
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 DAY = 86400
 
 
@@ -50,8 +50,7 @@ def test_failed_runs_remove_nothing_however_many(victim: HostVictim) -> None:
     names = aged(victim, [2, 9])
     (victim.backups / names[0]).unlink()
     (victim.backups / f".{names[0]}.json").unlink()
-    with in_front(victim) as fake:
-        fake.plan(status=1)
+    with failing(victim):
         for _ in range(2):
             assert victim.run(victim.backup()).expect(1).kind("pruned") == []
     assert [e["name"] for e in victim.good()] == names[1:]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.producer import in_front
+from tests.faults.engine_process import Hold
 from tests.faults.test_kills import SWEEP
 from tests.faults.victim import VICTIMS, HostVictim, Victim
 from tests.testbed.places import server_user
@@ -19,12 +20,6 @@ from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15, pytest.mark.root]
 MODES = ("plain", "dump", "blobdb", "couch")
-ONLY = {
-    # Blobs are unpacked before the disk could be filled: what a full disk does to them is a restore's test.
-    "test_a_disk_that_fills_up_under_a_deep_verify": ("plain", "dump"),
-    # Held in its middle by its producer; CouchDB's files have none.
-    "test_a_disk_that_fills_up_at_any_byte_of_a_backup": ("plain", "dump", "blobdb"),
-}
 MIB = 1 << 20
 PAGE = 4096
 BALLAST = "ballast"
@@ -76,7 +71,6 @@ def test_a_disk_that_fills_up_at_any_byte_of_a_backup(
     on_small_disk: Victim, s3: S3Service, versioned_bucket: str
 ) -> None:
     victim = on_small_disk
-    assert isinstance(victim, HostVictim)
     victim.use_bucket(s3, versioned_bucket)
     victim.run(victim.backup("weekly")).expect(0)
     (before,) = victim.good()
@@ -85,14 +79,12 @@ def test_a_disk_that_fills_up_at_any_byte_of_a_backup(
     for left in lefts(before["size"]):
         objects = victim.objects()
         # The check for space comes before the first byte: the disk fills up after it.
-        with in_front(victim) as fake:
-            fake.plan(pause=1)
-            with victim.engine(victim.backup()) as engine:
-                wait_until(lambda: fake.reached or not engine.running, what="the first byte")
-                with only(disk, left):
-                    fake.go()
-                    outcome = engine.wait()
-                    listed = [e["run"] for e in victim.good()]
+        with Hold(victim.tmp, 1) as hold, victim.engine(victim.backup(), hold.plan) as engine:
+            wait_until(lambda: hold.reached or not engine.running, what="the first byte")
+            with only(disk, left):
+                hold.go()
+                outcome = engine.wait()
+                listed = [e["run"] for e in victim.good()]
         assert outcome.status in (0, 1, 7), outcome.errors
         if outcome.status == 0:
             assert listed == [outcome.events[0]["run"], before["run"]]
@@ -145,8 +137,11 @@ def test_a_disk_that_fills_up_under_a_deep_verify(on_small_disk: Victim, deep: b
     run_here("mount", "-o", "remount,size=400m", disk)
     assert free(disk) > disk_size
     with victim.engine(victim.verify(deep=True)) as engine:
-        wait_until(lambda: any(victim.backups.glob(".verify-*/data/*")), what="the unpacking")
+        wait_until(lambda: any(victim.backups.glob(".verify-*/data/*")), what="the unpacking", interval=0.001)
+        # It stands still while the disk is filled, however quickly it unpacks.
+        os.kill(engine.pid, signal.SIGSTOP)
         with only(disk, 0):
+            os.kill(engine.pid, signal.SIGCONT)
             outcome = engine.wait().expect(1)
     assert "DiskFull" in outcome.errors
     victim.assert_clean()
@@ -185,3 +180,18 @@ def test_a_disk_that_fills_up_while_a_restore_unpacks_changes_nothing(
     assert {p.name for p in work.iterdir() if not p.name.endswith(".lock")} == before
     victim.run(victim.restore()).expect(0)
     assert victim.fingerprint() != data
+
+
+def test_too_little_space_for_a_restore_is_told_before_anything_happens(
+    server_on_small_disk: HostVictim,
+) -> None:
+    victim = server_on_small_disk
+    victim.run(victim.backup()).expect(0)
+    victim.change_data()
+    data, beside = victim.fingerprint(), victim.beside()
+    with only(victim.server.workdir, 4 * MIB):
+        outcome = victim.run(victim.restore()).expect(5)
+        assert victim.is_serving()
+    assert "NotEnoughSpace" in outcome.errors
+    assert victim.fingerprint() == data
+    assert victim.beside() == beside

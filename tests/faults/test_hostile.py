@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gzip
 import hashlib
 import io
@@ -13,34 +14,46 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hq_backups.engine.couch import copying
+from hq_backups.engine.events import Events
 from tests.factories import manifest as make_manifest
 from tests.faults.test_kills import SEED, SWEEP
 from tests.faults.victim import ENV, HOST, VICTIMS, HostVictim, Victim
+from tests.testbed.couch_data import make_data_dir
 from tests.testbed.places import server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import give, short_directory
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 ONLY = {
-    "test_a_hostile_archive_is_refused": ("plain", "blobdb"),
-    "test_a_bomb_ends_where_its_manifest_says": ("plain", "dump", "blobdb"),
-    "test_a_hostile_manifest_is_refused": ("plain", "dump", "blobdb"),
+    "test_a_hostile_archive_is_refused": ("plain", "blobdb", "couch"),
+    "test_a_bomb_ends_where_its_manifest_says": ("plain", "dump", "blobdb", "couch"),
+    "test_a_hostile_manifest_is_refused": ("plain", "dump", "blobdb", "couch"),
+    "test_an_archive_made_by_hand_is_no_reason_to_refuse_it": ("blobdb", "couch"),
+    "test_what_a_manifest_says_of_databases_is_not_believed": ("couch",),
     "test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed": ("dump",),
     "test_a_manifest_that_is_deep_but_legal_does_no_harm": ("plain",),
-    "test_a_newer_schema_is_listed_and_its_restore_says_what_to_do": ("plain", "dump"),
+    "test_a_newer_schema_is_listed_and_its_restore_says_what_to_do": ("plain", "dump", "blobdb", "couch"),
     "test_a_pending_manifest_moves_nothing_into_the_directory": ("plain", "dump"),
 }
 STEM = "postgres_prod_manual_2026_11_20_101112"
 BLOBS = "blobdb_manual_2026_11_20_101112"
-NAMES = {"plain": f"{STEM}.tar", "dump": f"{STEM}.sql", "blobdb": f"{BLOBS}.tar"}
-PACKED = {"plain": f"{STEM}.tar.gz", "dump": f"{STEM}.gz", "blobdb": f"{BLOBS}.tar.gz"}
+DATABASES = "couchdb_manual_2026_11_20_101112"
+NAMES = {
+    "plain": f"{STEM}.tar",
+    "dump": f"{STEM}.sql",
+    "blobdb": f"{BLOBS}.tar",
+    "couch": f"{DATABASES}.tar",
+}
+PACKED = {**{mode: f"{name}.gz" for mode, name in NAMES.items()}, "dump": f"{STEM}.gz"}
 NAME = NAMES["plain"]
 
 
@@ -57,11 +70,14 @@ def shown(server: PostgresServer, mode: str) -> Iterator[HostVictim]:
 def clean(shown: HostVictim) -> Iterator[HostVictim]:
     good, names, around = [e["run"] for e in shown.good()], shown.names(), set(os.listdir(shown.home))
     yield shown
+    made = set(os.listdir(shown.home)) - around
+    for name in made:
+        shutil.rmtree(shown.home / name)
     for name in shown.names() - names:
         if not name.endswith(".verified.json"):
             (shown.backups / name).unlink()
     assert [e["run"] for e in shown.good()] == good
-    assert set(os.listdir(shown.home)) == around
+    assert made == set()
 
 
 def described(
@@ -85,11 +101,14 @@ def described(
         facts.setdefault("source", SOURCE)
     if mode == "blobdb":
         facts.setdefault("source", {"files": 1, "directories": 0, "bytes": 3})
+    if mode == "couch":
+        facts.setdefault("source", promised(plain))
     return json.loads(make_manifest(NAMES[mode], content, **facts).to_json())
 
 
 def put(victim: Victim, content: bytes, manifest: bytes | dict[str, Any], name: str = NAME) -> str:
     raw = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    raw = raw.replace(b"Infinity", b"1e999")
     for path, body in ((victim.backups / name, content), (victim.backups / f".{name}.json", raw)):
         path.write_bytes(body)
         path.chmod(0o600)
@@ -106,6 +125,37 @@ def assert_refused(victim: Victim, name: str, status: int = 3) -> str:
     assert not beside.exists()
     assert victim.entries()[0]["run"] == newest
     return said
+
+
+@functools.cache
+def couch_backup() -> tuple[bytes, dict[str, Any]]:
+    """Return a small backup of CouchDB, not compressed, and what its manifest says of the source."""
+    events = Events(lambda event: None)
+    with short_directory() as home:
+        root = make_data_dir(home / "data", {"one": [{"_id": "a"}]})
+        with copying.whole(root, None, events) as (taken, contents):
+            stream = copying.CouchStream(taken, contents, {})
+            packed = bytearray(1 << 20)
+            size = stream.readinto(memoryview(packed))
+            assert not stream.readinto(memoryview(bytearray(1)))
+            return bytes(packed[:size]), dict(stream.finish())
+
+
+def promised(plain: bytes) -> dict[str, Any]:
+    """Return a source of CouchDB that promises all files that Python's own reader finds in an archive."""
+    source = couch_backup()[1]
+    found: dict[str, dict[str, Any]] = {}
+    with suppress(tarfile.TarError, RecursionError), tarfile.open(fileobj=io.BytesIO(plain)) as archive:
+        for each in archive:
+            file = archive.extractfile(each) if each.isreg() else None
+            if file is None:
+                continue
+            body = file.read()
+            found[each.name.removeprefix("./")] = {
+                "size": len(body),
+                "sha256": hashlib.sha256(body).hexdigest(),
+            }
+    return {**source, "files": {**found, **source["files"]}}
 
 
 # Archives
@@ -155,6 +205,10 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
     "dots": lambda out: tar((member("../made"), b"x")),
     "dots-inside": lambda out: tar((member("a/../../made"), b"x")),
     "symlink": lambda out: tar((member("link", tarfile.SYMTYPE, str(out)), b""), (member("link/made"), b"x")),
+    "symlink-to-shards": lambda out: tar(
+        (member("shards", tarfile.SYMTYPE, str(out)), b""), (member("shards/a/made.couch"), b"x")
+    ),
+    "dots-among-shards": lambda out: tar((member("shards/../../made.couch"), b"x")),
     "symlink-inside": lambda out: tar(FINE, (member("link", tarfile.SYMTYPE, "PG_VERSION"), b"")),
     "hardlink": lambda out: tar((member("link", tarfile.LNKTYPE, "/etc/hostname"), b"")),
     "device": lambda out: tar((member("null", tarfile.CHRTYPE), b"")),
@@ -181,12 +235,22 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_a_hostile_archive_is_refused(clean: HostVictim, tmp_path: Path, kind: str, mode: str) -> None:
     content = ARCHIVES[kind](tmp_path)
+    if mode == "couch" and content.endswith(END) and content != END and kind != "not-a-cluster":
+        # All that belongs there follows, or it would be refused for what it lacks.
+        content = content.rstrip(b"\0")
+        content += bytes(-len(content) % 512) + couch_backup()[0]
     assert_refused(clean, put(clean, content, described(content, mode=mode), NAMES[mode]))
     assert os.listdir(tmp_path) == []
 
 
+def test_an_archive_made_by_hand_is_no_reason_to_refuse_it(clean: HostVictim, mode: str) -> None:
+    name = put(clean, CONTENTS[mode], described(CONTENTS[mode], mode=mode), NAMES[mode])
+    clean.here(clean.verify(name)).expect(0)
+
+
 def test_a_bomb_ends_where_its_manifest_says(clean: HostVictim, mode: str) -> None:
-    plain = DUMP + b"\n" * (64 << 20) if mode == "dump" else tar(FINE, (member("big"), b"\0" * (64 << 20)))
+    name = "_big.couch" if mode == "couch" else "big"
+    plain = DUMP + b"\n" * (64 << 20) if mode == "dump" else tar((member(name), b"\0" * (64 << 20)))
     content, name = gzip.compress(plain), PACKED[mode]
     manifest = {**described(content, plain[: 1 << 20], mode, codec="gzip"), "name": name}
     assert "unpacks to more than" in assert_refused(clean, put(clean, content, manifest, name))
@@ -205,7 +269,7 @@ DUMP = (
     b"CREATE TABLE public.n (id integer);\nCOPY public.n (id) FROM stdin;\n1\n2\n\\.\n\n"
     b"--\n-- PostgreSQL database cluster dump complete\n--\n\n"
 )
-CONTENTS = {"plain": CONTENT, "dump": DUMP, "blobdb": CONTENT}
+CONTENTS = {"plain": CONTENT, "dump": DUMP, "blobdb": CONTENT, "couch": couch_backup()[0]}
 BASE = {"name": "template0", "encoding": "UTF8", "collate": "C.UTF-8", "ctype": "C.UTF-8"}
 SOURCE: dict[str, Any] = {
     "version_num": 150018,
@@ -214,6 +278,7 @@ SOURCE: dict[str, Any] = {
     "roles": ["postgres"],
 }
 MANIFESTS: dict[str, Any] = {
+    "source-endless": {"source": {"files": float("inf")}},
     "source-deep": {"source": {"a": json.loads(nested(400))}},
     "name-with-slashes": {"name": "../../etc/passwd"},
     "name-of-another": {"name": NAME.replace("101112", "101113")},
@@ -236,7 +301,7 @@ MANIFESTS: dict[str, Any] = {
     "mode-unknown": {"mode": "sideways"},
     "type-unknown": {"type": "yearly"},
     "store-unknown": {"store": "mysql"},
-    "store-other": {"store": "couch"},
+    "store-other": {"store": "another"},
     "date-impossible": {"local_date": "2026-02-31"},
     "time-impossible": {"started_at": "yesterday"},
     "warnings-of-numbers": {"warnings": [1, 2]},
@@ -260,6 +325,8 @@ def changed(change: Any, mode: str = "plain") -> bytes | dict[str, Any]:
         return change
     if isinstance(name := change.get("name"), str):
         change = {"name": name.replace(NAME, NAMES[mode]).replace(".tar", Path(NAMES[mode]).suffix)}
+    if change.get("store") == "another":
+        change = {"store": "postgres" if mode == "couch" else "couch"}
     return {**described(CONTENTS[mode], mode=mode), **change}
 
 
@@ -342,6 +409,45 @@ def test_what_a_manifest_says_of_a_dumped_cluster_is_not_believed(clean: HostVic
     clean.settled()
 
 
+def of_one(**changes: Any) -> dict[str, Any]:
+    """Return what a manifest says of databases, something else of one of them."""
+    return {"databases": {**couch_backup()[1]["databases"], "one": changes}}
+
+
+DATABASE: dict[str, Any] = couch_backup()[1]["databases"]["one"]
+SOURCES: dict[str, Any] = {
+    "no-files": {"files": None},
+    "files-a-list": {"files": []},
+    "files-of-numbers": {"files": {"_dbs.couch": 7}},
+    "files-missing": {"files": {}},
+    "file-more": {"files": {**couch_backup()[1]["files"], "_more.couch": {"size": 1, "sha256": "0" * 64}}},
+    "file-endless": {"files": {"_dbs.couch": {"size": float("inf"), "sha256": "0" * 64}}},
+    "databases-a-list": {"databases": []},
+    "databases-none": {"databases": {}},
+    "database-a-number": of_one(**{}),
+    "ranges-a-number": of_one(**{**DATABASE, "ranges": 7}),
+    "ranges-of-numbers": of_one(**{**DATABASE, "ranges": {"00000000-ffffffff": 7}}),
+    "ranges-other": of_one(**{**DATABASE, "ranges": {"00000000-ffffffff": ["evil@host"]}}),
+    "ranges-elsewhere": of_one(**{**DATABASE, "suffix": "/../../../etc/passwd"}),
+    "shards-a-list": {"shards": []},
+    "shards-of-text": {"shards": {"shards/a/b.couch": "abc"}},
+    "shard-with-more": {"shards": {**couch_backup()[1]["shards"], "shards/a/b.couch": [1, 2, 3, 4, 5]}},
+    "counts-endless": {"shards": {path: [float("inf")] * 3 for path in couch_backup()[1]["shards"]}},
+    "counts-other": {"shards": {path: [7, 7, 7] for path in couch_backup()[1]["shards"]}},
+    "parts-of-its-own": {"parts": [{"manifest": {}, "location": {"kind": "local", "path": "/etc/hostname"}}]},
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_a_manifest_says_of_databases_is_not_believed(clean: HostVictim, kind: str) -> None:
+    content, source = couch_backup()
+    manifest = described(content, mode="couch", source={**source, **SOURCES[kind]})
+    name = put(clean, content, manifest, NAMES["couch"])
+    beside = clean.home / "beside"
+    clean.here(clean.restore(name, target_dir=beside)).expect(3)
+    assert not beside.exists()
+
+
 def test_a_manifest_that_is_deep_but_legal_does_no_harm(clean: HostVictim) -> None:
     manifest = described(CONTENT)
     manifest["source"]["deep"] = json.loads(nested(20))
@@ -378,19 +484,20 @@ def test_hostile_manifests_in_the_bucket_harm_nobody(
     key = next(k for k in victim.objects() if not k.endswith(".json"))
     client = s3.client()
     good = json.loads(client.get_object(Bucket=versioned_bucket, Key=f"{key}.manifest.json")["Body"].read())
+    prefix = key.partition("_")[0]
     elsewhere = copy.deepcopy(good)
     elsewhere["run"] = "20991120T101112Z-pg0-postgres"
-    client.put_object(Bucket=versioned_bucket, Key="postgres_daily_evil.tar", Body=CONTENT)
+    client.put_object(Bucket=versioned_bucket, Key=f"{prefix}_daily_evil.tar", Body=CONTENT)
     bodies = {
         # Says that its object lies under another key, or is another version.
-        "postgres_daily_evil.tar": json.dumps(elsewhere).encode(),
-        "postgres_weekly_evil.tar": b"[" * 100_000,
-        "postgres_hourly_evil.tar": b"\xff",
-        "postgres_manual_evil.tar": json.dumps({**good, "schema": 2}).encode(),
-        "postgres_manual_evil2.tar": json.dumps({**good, "size": -1}).encode(),
-        "postgres_/../../evil.tar": json.dumps(good).encode(),
-        "postgres_gone.tar": json.dumps(
-            {**elsewhere, "repository": {**good["repository"], "key": "postgres_gone.tar"}}
+        f"{prefix}_daily_evil.tar": json.dumps(elsewhere).encode(),
+        f"{prefix}_weekly_evil.tar": b"[" * 100_000,
+        f"{prefix}_hourly_evil.tar": b"\xff",
+        f"{prefix}_manual_evil.tar": json.dumps({**good, "schema": 2}).encode(),
+        f"{prefix}_manual_evil2.tar": json.dumps({**good, "size": -1}).encode(),
+        f"{prefix}_/../../evil.tar": json.dumps(good).encode(),
+        f"{prefix}_gone.tar": json.dumps(
+            {**elsewhere, "repository": {**good["repository"], "key": f"{prefix}_gone.tar"}}
         ).encode(),
     }
     for name, body in bodies.items():

@@ -26,6 +26,7 @@ SWEEP = int(os.environ.get("HQ_BACKUPS_TESTS_SWEEP", "0"))
 SEED = 20261122
 IN_SHORT = ("test_a_restore_killed_while_it_loads_leaves_no_server",)
 ONLY = {
+    # Only of these a deep verify starts a server.
     "test_a_deep_verify_that_is_killed_leaves_nothing_to_the_next_run": ("plain", "dump", "tablespaces"),
     "test_a_restore_killed_while_it_loads_leaves_no_server": ("dump",),
 }
@@ -314,17 +315,28 @@ def test_an_undo_killed_between_its_renames_is_repeated(own_victim: Callable[...
         restored.undone()
 
 
-@pytest.mark.parametrize(
-    "moment", [pytest.param("unpacking", marks=pytest.mark.slow), "starting", "counting"]
-)
+def test_a_deep_verify_that_is_killed_while_it_unpacks_leaves_nothing_to_the_next_run(victim: Victim) -> None:
+    victim.run(victim.backup()).expect(0)
+    (entry,) = victim.good()
+    with victim.engine(victim.verify(deep=True)) as engine:
+        unpacked = victim.backups.glob
+        wait_until(lambda: any(unpacked(".verify-*/data/*")), what="the unpacking", interval=0.001)
+        engine.kill()
+        assert engine.wait().killed
+    victim.settled()
+    victim.assert_survived({entry["run"]})
+    assert any(victim.backups.glob(".verify-*"))
+    victim.run(victim.backup()).expect(0)
+    victim.assert_clean()
+
+
+@pytest.mark.parametrize("moment", ["starting", "counting"])
 def test_a_deep_verify_that_is_killed_leaves_nothing_to_the_next_run(victim: Victim, moment: str) -> None:
     victim.run(victim.backup()).expect(0)
     (entry,) = victim.good()
 
     def reached(said: list[dict[str, Any]]) -> bool:
         steps = [e.get("name") for e in said if e["kind"] in ("step", "check")]
-        if moment == "unpacking":
-            return any(victim.backups.glob(".verify-*/data/base"))
         return ("deep" if moment == "starting" else "count") in steps
 
     with victim.engine(victim.verify(deep=True)) as engine:

@@ -13,7 +13,7 @@ from tests.faults.victim import HostVictim
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
 MIB = 1 << 20
 BOUND = 256 * MIB
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -18,6 +18,7 @@ from tests.testbed.process import short_directory, wait_until
 from tests.testbed.s3 import S3Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
+# CouchDB's files have no producer: test_source_files is about what can happen to them.
 MODES = ("plain", "dump", "blobdb")
 IN_SHORT = ("test_one_killed_after_its_last_byte_leaves_nothing",)
 SERVERS = ("plain", "dump")

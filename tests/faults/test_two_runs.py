@@ -11,28 +11,28 @@ from contextlib import contextmanager
 import pytest
 
 from hq_backups.engine.config import Job
-from tests.faults.engine_process import Engine
+from tests.faults.engine_process import Engine, Hold
 from tests.faults.producer import in_front
 from tests.faults.victim import HostVictim
 from tests.testbed.process import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.postgres15]
-MODES = ("plain", "dump", "tablespaces", "blobdb")
-# The restore of a few blobs is over before another has begun.
-ONLY = {"test_two_restores_of_one_target": ("plain", "dump", "tablespaces")}
+MODES = ("plain", "dump", "tablespaces", "blobdb", "couch")
+ONLY = {
+    # The engine reads CouchDB's files itself: it has no child that could live on.
+    "test_a_killed_run_holds_nothing_though_its_children_live_on": ("plain", "dump", "tablespaces", "blobdb"),
+}
+MIB = 1 << 20
 
 
 @contextmanager
 def halted(victim: HostVictim) -> Iterator[Engine]:
-    """Hold a backup in its middle; it ends well after the block, unless it was killed."""
-    with in_front(victim) as fake:
-        fake.plan(pause=1)
-        with victim.engine(victim.backup()) as engine:
-            wait_until(lambda: fake.reached or not engine.running, what="the middle of the backup")
-            yield engine
-            fake.go()
-            if engine.running:
-                engine.wait().expect(0)
+    """Hold a backup in its middle; it ends well after the block."""
+    with Hold(victim.tmp, MIB) as hold, victim.engine(victim.backup(), hold.plan) as engine:
+        wait_until(lambda: hold.reached or not engine.running, what="the middle of the backup")
+        yield engine
+        hold.go()
+        engine.wait().expect(0)
 
 
 def test_a_second_run_is_told_who_holds_the_store(victim: HostVictim) -> None:
@@ -60,23 +60,30 @@ def test_a_second_run_is_told_who_holds_the_store(victim: HostVictim) -> None:
 
 
 def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: HostVictim, mode: str) -> None:
-    with halted(victim) as first:
-        first.kill()
-        first.process.wait()
-        # Its producer stands still with the pipes open; one that writes into files is tied to the engine.
-        assert victim.leftovers() or mode == "tablespaces"
-        victim.options.clear()
-        victim.run(victim.backup()).expect(0)
+    with in_front(victim) as fake:
+        fake.plan(pause=1)
+        with victim.engine(victim.backup()) as first:
+            wait_until(lambda: fake.reached or not first.running, what="the middle of the backup")
+            first.kill()
+            first.process.wait()
+            # Its producer stands still with the pipes open; one that writes into files is tied to the engine.
+            assert victim.leftovers() or mode == "tablespaces"
+            victim.options.clear()
+            victim.run(victim.backup()).expect(0)
+            fake.go()
     victim.assert_clean()
 
 
 def test_two_restores_of_one_target(own_victim: Callable[..., HostVictim]) -> None:
     victim = own_victim()
     victim.run(victim.backup()).expect(0)
+    data = victim.fingerprint()
     victim.change_data()
     with victim.engine(victim.restore()) as first:
         wait_until(
-            lambda: [*victim.server.workdir.glob(".data.*staging-*")] or not first.running, what="the staging"
+            lambda: [*victim.server.workdir.glob(".data.*staging-*")] or not first.running,
+            what="the staging",
+            interval=0.001,
         )
         # Stopped, it holds what it holds, however quick it is.
         os.kill(first.pid, signal.SIGSTOP)
@@ -88,3 +95,4 @@ def test_two_restores_of_one_target(own_victim: Callable[..., HostVictim]) -> No
     assert f"pid {first.pid} of user root" in outcome.errors
     assert undone.status in (5, 6), undone.errors
     assert victim.is_serving()
+    assert victim.fingerprint() == data

@@ -233,6 +233,10 @@ class HostVictim(Victim):
     def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
         """Tell whether a restore that has ``said`` so much has begun to fill its new directories."""
 
+    def unfit(self) -> AbstractContextManager[None]:
+        """Make the data such that no backup of them is good, for the length of a block."""
+        raise NotImplementedError
+
     def beside(self) -> list[str]:
         """Return what lies beside the data directory, but for locks, which stay."""
         return sorted(n for n in os.listdir(self.server.workdir) if not n.endswith(".lock"))

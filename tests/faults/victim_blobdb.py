@@ -41,6 +41,11 @@ class BlobDirectory:
     ) -> None:
         """Leave everything to whoever made the working directory."""
 
+    def stop(self) -> None:
+        """Do nothing, as nothing runs."""
+
+    start = stop
+
     def write(self, key: str | bytes, content: bytes, mode: int = 0o644) -> Path:
         """Write a blob as HQ would."""
         path = Path(os.fsdecode(os.path.join(os.fsencode(self.data_dir), os.fsencode(key))))

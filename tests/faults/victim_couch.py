@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,12 @@ from hq_backups.engine.config import Retention, StoreConfig
 from hq_backups.engine.errors import HQBackupsError
 from tests.faults.victim import HostVictim
 from tests.testbed.couch import FakeCouch, couch_user
-from tests.testbed.couch_data import make_data_dir
+from tests.testbed.couch_data import give_tree, make_data_dir
 from tests.testbed.process import give
 
 MIB = 1 << 20
 PIECE = 64 << 10
 DATABASE = "commcarehq"
-LEAST = 24
-"""Megabytes: an artifact of several parts, or it would be fetched before it could be cut."""
 
 
 class CouchVictim(HostVictim):
@@ -37,6 +36,10 @@ class CouchVictim(HostVictim):
     megabytes = 40
     programs = frozenset()
     link = 5_000
+    least = 24
+    """Megabytes: an artifact of several parts, or it would be fetched before it could be cut."""
+    most = 64
+    """Megabytes of documents that differ; of more there are copies, in databases of their own."""
     server: FakeCouch
 
     @classmethod
@@ -50,7 +53,7 @@ class CouchVictim(HostVictim):
 
     def make_data(self, megabytes: int) -> None:
         """Write documents of random text; the node reads its files when it is asked."""
-        pieces = max(LEAST, megabytes) * MIB // PIECE
+        pieces = min(self.most, max(self.least, megabytes)) * MIB // PIECE
         docs = [
             {
                 "_id": f"doc-{n:06d}",
@@ -59,8 +62,13 @@ class CouchVictim(HostVictim):
             }
             for n in range(pieces)
         ]
+        copies: dict[str, list[Any]] = {f"copy-{n}": [] for n in range(megabytes // self.most - 1)}
         self.server.stop()
-        make_data_dir(self.server.data_dir, {DATABASE: docs}, os_user=self.server.os_user)
+        data = make_data_dir(self.server.data_dir, {DATABASE: docs, **copies})
+        for shard in data.glob(f"shards/*/{DATABASE}.*.couch"):
+            for copy in copies:
+                shutil.copyfile(shard, shard.with_name(shard.name.replace(DATABASE, copy)))
+        give_tree(data, self.server.os_user)
         self.server.start()
 
     def change_data(self) -> None:
@@ -93,6 +101,15 @@ class CouchVictim(HostVictim):
 
     def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
         return any(self.server.workdir.glob(".data.*staging*/*"))
+
+    @contextmanager
+    def unfit(self) -> Iterator[None]:
+        """Take away a shard: the node would serve an empty one in its place."""
+        shard = next(self.server.data_dir.glob(f"shards/*/{DATABASE}.*.couch"))
+        shard.rename(shard.with_suffix(".away"))
+        yield
+        shard.unlink(missing_ok=True)
+        shard.with_suffix(".away").rename(shard)
 
     def store_config(self) -> StoreConfig:
         stop, start = self.server.commands()

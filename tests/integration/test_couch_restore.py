@@ -16,7 +16,6 @@ from tests.testbed.couch import CouchNode
 from tests.testbed.couch_data import FIXTURE_NODE, expected, make_data_dir
 from tests.testbed.couch_writer import CouchAppender
 from tests.testbed.epmd import epmd
-from tests.testbed.places import IS_ROOT
 
 Make = Callable[..., CouchNode]
 
@@ -176,48 +175,6 @@ def test_an_unknown_way_to_stop_the_node_is_refused(
     artifact = backed(couch_node)
     target = fresh(couch_node).but(store={"stop_command": None, "start_command": None})
     assert_refused(target, artifact, "couchdb_stop_command")
-
-
-@pytest.mark.root
-@pytest.mark.skipif(not IS_ROOT, reason="mounts")
-def test_a_mount_point_is_refused_and_one_full_disk_too(couch_node: Make) -> None:
-    import subprocess
-
-    artifact = backed(couch_node)
-    target = fresh(couch_node)
-    target.couch.stop()
-    small = target.couch.workdir / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True)
-    try:
-        on_mount = target.but(store={"data_dir": small})
-        done = on_mount.restore(artifact)
-        assert done.code is Exit.PREFLIGHT
-        assert "mount point" in done.error
-        (small / "data").mkdir()
-        inside = target.but(store={"data_dir": small / "data"})
-        done = inside.restore(artifact)
-        assert done.code is Exit.PREFLIGHT
-        assert "free" in done.error
-        assert [p.name for p in small.iterdir() if not p.name.endswith(".lock")] == ["data"]
-    finally:
-        subprocess.run(["umount", small], check=True)
-
-
-def test_a_data_directory_that_is_a_link_is_exchanged_where_it_points(couch_node: Make) -> None:
-    artifact = backed(couch_node)
-    target = fresh(couch_node)
-    target.couch.stop()
-    real = target.couch.workdir / "disk" / "couch"
-    real.parent.mkdir()
-    target.data.rename(real)
-    target.data.symlink_to(real)
-    target.couch.start()
-    done = target.restore(artifact)
-    assert done.code is Exit.OK, done
-    assert target.data.is_symlink()
-    assert_serves(target.node, "t0")
-    assert [p.name for p in real.parent.iterdir() if ".before-" in p.name]
 
 
 # What goes wrong after the old data were set aside

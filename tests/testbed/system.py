@@ -86,6 +86,43 @@ def tmpfs(size: str, *, mode: int = 0o755) -> Iterator[Path]:
         path.rmdir()
 
 
+class TornDisk:
+    """A filesystem with the files of a directory, over that directory, half of which can become unreadable."""
+
+    def __init__(self, directory: Path, image: Path) -> None:
+        """Put the files that are in ``directory`` into ``image``, with their owners and modes."""
+        self.directory = directory
+        self.image = image
+
+    def __enter__(self) -> Self:
+        """Mount it; nothing but names is in memory, and nothing writes to it."""
+        used = sum(path.stat().st_blocks * 512 for path in self.directory.rglob("*"))
+        size = f"{(used + used // 4 >> 20) + 8}M"
+        made = ("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", self.directory)
+        run_here(*made, self.image, size)
+        run_here("mount", "-o", "loop", self.image, self.directory)
+        (self.directory / "lost+found").rmdir()
+        run_here("mount", "-o", "remount,ro", self.directory)
+        return self
+
+    def tear(self) -> None:
+        """Take away the second half: reading what lies there is an I/O error from now on."""
+        os.truncate(self.image, self.image.stat().st_size // 2)
+
+    def __exit__(self, *_: object) -> None:
+        """Unmount it; the directory is what it was."""
+        run_here("umount", "--lazy", self.directory)
+
+    @staticmethod
+    def unavailable() -> str:
+        """Say why none can be made here; empty when it can."""
+        if not IS_ROOT:
+            return "only root can mount"
+        if not shutil.which("mke2fs"):
+            return "mke2fs is not installed"
+        return "" if Path("/dev/loop-control").exists() else "there are no loop devices"
+
+
 def tmpfs_unavailable() -> str:
     """Say why nothing can be mounted here; empty when it can."""
     if not IS_ROOT:

@@ -83,7 +83,15 @@ def test_a_secret_of_the_wrong_type_is_shown_nowhere(name: str, wrong: Any) -> N
 
 @pytest.mark.parametrize("name", ["couchdb_url", "elasticsearch_url", "aws_endpoint", "swift_url"])
 @pytest.mark.parametrize(
-    "url", ["http://user:{}@couch:5984", "http://{}@couch:5984", "http://u:{}@h:port", "ftp://u:{}@h"]
+    "url",
+    [
+        "http://user:{}@couch:5984",
+        "http://{}@couch:5984",
+        "http://u:{}@h:port",
+        "ftp://u:{}@h",
+        "http://u:1/{}@couch:5984",
+        "http://u:{}/2@couch:5984",
+    ],
 )
 def test_a_password_in_an_address_is_shown_nowhere(name: str, url: str) -> None:
     on = {"deploy_env": "x", "postgres_s3": True, "backup_couch": True, "es_local_repo": True}

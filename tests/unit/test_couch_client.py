@@ -170,6 +170,14 @@ def test_a_user_in_the_address_is_used_and_never_shown(serve: Serve) -> None:
     assert b"Authorization: Basic YWRtaW46czNjcmV0LW9mLWNvdWNoIQ==" in served.asked[0]
 
 
+@pytest.mark.parametrize("secret", ["a/b", "a:b", "a@b", "a?b#c", "[ab", "1/2"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_no_password_is_taken_for_a_part_of_the_address(secret: str, scheme: str) -> None:
+    node = Node(f"{scheme}admin:{secret}@couch:5984/")
+    assert node.url == f"{scheme}couch:5984"
+    assert Node("http://couch:5984/p").url == "http://couch:5984/p"
+
+
 def test_neither_a_proxy_nor_a_netrc_is_used(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

@@ -78,6 +78,14 @@ def test_what_is_not_a_manifest_is_refused(text: bytes) -> None:
         load_manifest(text, "x")
 
 
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"Infinity", b"NaN"])
+def test_a_number_beyond_all_bounds_is_refused_wherever_it_is(number: bytes) -> None:
+    made = raw(source={"counts": [1.5, "HERE"]})
+    load_manifest(made.replace(b'"HERE"', b"1e99"), "x")
+    with pytest.raises(BadManifest):
+        load_manifest(made.replace(b'"HERE"', number), "x")
+
+
 def test_a_huge_manifest_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     with pytest.raises(BadManifest, match="larger than"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import requests
 from requests.auth import HTTPBasicAuth
@@ -29,11 +29,17 @@ class Node:
     def __init__(
         self, url: str, username: str | None = None, password: str | None = None, timeout: float = 60
     ) -> None:
-        """Take the base address; ``timeout`` is how many seconds an answer may keep still."""
-        parts = urlsplit(url)
-        if parts.username is not None:
-            username, password = unquote(parts.username), unquote(parts.password or "")
-        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        """Take the base address; ``timeout`` is how many seconds an answer may keep still.
+
+        All before its last @ are user and password, whatever is in them: one that should have been escaped, with
+        a slash in it, would otherwise be told as a part of the address.
+        """
+        scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+        account, at, place = rest.rpartition("@")
+        if at:
+            user, _, secret = account.partition(":")
+            username, password = unquote(user), unquote(secret)
+        self.url = f"{scheme}{slashes}{place}".rstrip("/")
         self.timeout = timeout
         self._session = requests.Session()
         self._session.trust_env = False  # neither a proxy nor somebody's .netrc

@@ -189,12 +189,15 @@ def _inside(root: str, path: str) -> str:
 def recorded_files(manifest: Manifest) -> Mapping[str, tuple[int, str]]:
     """Return the size and sha256 of each file, as a manifest of ours recorded them; raises BadManifest."""
     try:
-        return {
+        recorded = {
             str(path): (int(told["size"]), str(told["sha256"]))
             for path, told in manifest.source["files"].items()
         }
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise BadManifest(f"its list of files makes no sense ({error!r})", name=manifest.name) from error
+    if strange := [path for path in recorded if layout.kind(path) is None]:
+        raise BadManifest(f"{listed(strange)} is no file of CouchDB's", name=manifest.name)
+    return recorded
 
 
 def _told_node(manifest: Manifest) -> str | None:

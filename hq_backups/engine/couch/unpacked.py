@@ -25,13 +25,19 @@ def wrapper(manifest: Manifest) -> tuple[str, ...]:
 
 
 def wanted(manifest: Manifest) -> Callable[[str], bool]:
-    """Return which files of an artifact are unpacked: never the list of the old cluster's nodes."""
+    """Return which files of an artifact are unpacked: never the list of the old cluster's nodes.
+
+    Asked for what the manifest does not name, it raises CorruptBackup.
+    """
     views = has_safe_views(manifest)
     trees = (layout.SHARDS, layout.VIEWS) if views else (layout.SHARDS,)
+    recorded = None if manifest.surveyed else recorded_files(manifest)
 
     def is_wanted(path: str) -> bool:
         if path.endswith("/"):
             return PurePosixPath(path).parts[0] in trees
+        if recorded is not None and path not in recorded:
+            raise CorruptBackup(f"{path} is in it, and not in its manifest", name=manifest.name)
         kind = layout.kind(path)
         if kind is None or path == layout.NODES:
             return False
