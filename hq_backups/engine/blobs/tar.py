@@ -35,7 +35,8 @@ from hq_backups.engine.process import Producer
 PROGRAM = "tar"
 OWN = ".hq_backups-"
 """How our own directories begin, at the top of the blob directory: what a killed merge has left is no blob."""
-_BUFFER = 1 << 20
+_ROOMY = 256 << 10
+"""Bytes of a buffer that takes whatever was kept of a member's headers, and more."""
 _RECORD = 128 * 512
 """tar writes in such records, and fills the last one with zeros."""
 _MAX_LINE = 64 << 10
@@ -226,37 +227,40 @@ class BlobStream:
             ".",
         ]
         self._tar = _Tar(argv, self._judge)
-        self._buffer = bytearray(_BUFFER)
+        self._buffer = memoryview(bytearray(_ROOMY))
         self._ready = memoryview(b"")
         self._kept = b""
         self._size = 0
 
     def readinto(self, view: memoryview, /) -> int:
         """Fill some of ``view``; 0 only when tar has ended well."""
+        if not self._ready and len(view) >= _ROOMY:
+            return self._read(view)
         while not self._ready:
-            if not self._read():
+            count = self._read(self._buffer)
+            if not count:
                 return 0
+            self._ready = self._buffer[:count]
         size = min(len(view), len(self._ready))
         view[:size] = self._ready[:size]
         self._ready = self._ready[size:]
         return size
 
-    def _read(self) -> bool:
-        """Read more and let the watch look at it; false at the end."""
-        kept = len(self._kept)
-        self._ready = memoryview(b"")
-        self._buffer[:kept] = self._kept
-        with memoryview(self._buffer) as whole:
-            count = self._tar.readinto(whole[kept:])
-        if not count:
-            if kept or not self._watch.ended or self._size % _RECORD:
-                raise ProducerTruncated("the archive has no end", program=PROGRAM)
-            return False
-        self._size += count
-        out, begin = self._watch.take(self._buffer, kept + count)
-        self._kept = bytes(self._buffer[begin : kept + count])
-        self._ready = memoryview(self._buffer)[:out]
-        return True
+    def _read(self, view: memoryview) -> int:
+        """Fill some of ``view`` with what the watch lets through; 0 at the end."""
+        while True:
+            kept = len(self._kept)
+            view[:kept] = self._kept
+            count = self._tar.readinto(view[kept:])
+            if not count:
+                if kept or not self._watch.ended or self._size % _RECORD:
+                    raise ProducerTruncated("the archive has no end", program=PROGRAM)
+                return 0
+            self._size += count
+            out, begin = self._watch.take(view, kept + count)
+            self._kept = bytes(view[begin : kept + count])
+            if out:
+                return out
 
     def finish(self) -> Mapping[str, Any]:
         """Judge the whole; return the counts for the manifest."""
