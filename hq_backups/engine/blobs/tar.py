@@ -12,7 +12,7 @@ shrank, bad read  the run fails: tar fills the missing bytes with zeros
 anything else     the run fails
 ================= ========================================================================================
 
-Facts: gnu.org/software/tar/manual/html_node/Synopsis.html (exit status), warnings.html; tar 1.26 to 1.35, create.c.
+Facts: gnu.org/software/tar/manual/html_node/Synopsis.html (exit status), warnings.html. Words: tar 1.34.
 """
 
 from __future__ import annotations
