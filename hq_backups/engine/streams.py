@@ -215,6 +215,12 @@ class GrowingFile:
 
     def read(self, n: int) -> bytes:
         """Return up to ``n`` bytes, waiting for them."""
+        buffer = bytearray(n)
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
+    def readinto(self, buffer: bytearray) -> int:
+        """Fill some of ``buffer``, waiting for it; 0 at the end only."""
+        n = len(buffer)
         with self._condition:
             # Small reads cost more than they gain while the writer is ahead.
             self._condition.wait_for(
@@ -224,17 +230,18 @@ class GrowingFile:
                 raise HQBackupsError("the artifact was given up")
             wanted = min(n, self._available - self._position)
         if wanted == 0:
-            return b""
-        data = os.pread(self._fd, wanted, self._position)
-        if self._position // SYNC_EVERY != (self._position + len(data)) // SYNC_EVERY:
+            return 0
+        with memoryview(buffer)[:wanted] as view:
+            count = os.preadv(self._fd, [view], self._position)
+        if self._position // SYNC_EVERY != (self._position + count) // SYNC_EVERY:
             # A disk that keeps up is not waited for at the end.
             os.fdatasync(self._fd)
-        if not data:
+        if not count:
             raise ReadBackFailed(
                 f"it ends at byte {self._position}, {self._available} were written", path=self.path
             )
-        self._position += len(data)
-        return data
+        self._position += count
+        return count
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -288,11 +295,13 @@ class ReadBack:
 
     def _run(self) -> None:
         try:
-            while data := self._file.read(CHUNK):
-                self._crc32 = codecs.crc32(data, self._crc32)
-                self._sha.update(data)
-                self._size += len(data)
-                self._tail = (self._tail + data)[-codecs.TRAILER :]
+            buffer = bytearray(CHUNK)
+            while count := self._file.readinto(buffer):
+                with memoryview(buffer)[:count] as data:
+                    self._crc32 = codecs.crc32(data, self._crc32)
+                    self._sha.update(data)
+                    self._tail = (self._tail + bytes(data[-codecs.TRAILER :]))[-codecs.TRAILER :]
+                self._size += count
         except BaseException as error:
             self._failure = error
 
