@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hq_backups.engine.blobs.ahead import Ahead
 from hq_backups.engine.blobs.judge import PROGRAM, Judge
 from hq_backups.engine.blobs.watch import Watch
 from hq_backups.engine.errors import ProducerTruncated
@@ -57,6 +58,7 @@ class BlobStream:
             ".",
         ]
         self._tar = _Tar(argv, self._judge)
+        self._ahead = Ahead(directory, lambda: self._watch.files, OWN)
         self._buffer = memoryview(bytearray(_ROOMY))
         self._ready = memoryview(b"")
         self._kept = b""
@@ -135,4 +137,5 @@ class BlobStream:
 
     def close(self) -> None:
         """End tar, if it still runs."""
+        self._ahead.close()
         self._tar.close()
