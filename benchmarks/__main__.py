@@ -20,7 +20,7 @@ from typing import Protocol
 
 from benchmarks import programs
 from benchmarks.dump import Dumps
-from benchmarks.measure import Measured, measure, median
+from benchmarks.measure import Measured, forget_files, measure, median
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import as_user, give, short_directory
 from tests.testbed.s3 import VersityGW
@@ -154,6 +154,7 @@ def alternate(
     rounds: int,
     watched: Path,
     prepare: Callable[[], None] = lambda: None,
+    forget: Callable[[], None] = lambda: None,
 ) -> dict[str, Measured]:
     """Run the contenders in turns."""
     runs: dict[str, list[Measured]] = {name: [] for name in contenders}
@@ -161,6 +162,7 @@ def alternate(
         for name, work in contenders.items():
             bench.clean()
             prepare()
+            forget()
             runs[name].append(measure(work, watched))
             print(f"  round {turn + 1}  {name:32s} {runs[name][-1].seconds:6.1f} s", flush=True)
     bench.clean()
@@ -236,21 +238,22 @@ def main() -> None:
     parser.add_argument("mode", nargs="?", choices=("plain", "dump", "blobs", "couch"), default="plain")
     parser.add_argument("--mib", type=int, default=1600, help="size of the data (default 1600)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--warm", action="store_true", help="file stores: leave what is read in the page cache"
+    )
     parser.add_argument("--version", type=int, default=15)
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}")
     with short_directory() as home:
         home.chmod(0o755)
-        if options.mode == "blobs":
+        if options.mode in ("blobs", "couch"):
             from benchmarks.blobs import measure_blobs
-
-            measure_blobs(home, options.mib, options.rounds)
-            print("\nRESULT ok run=bench exit=0")
-            return
-        if options.mode == "couch":
             from benchmarks.couch import measure_couch
 
-            measure_couch(home, options.mib, options.rounds)
+            warm = options.warm or not forget_files()
+            print(f"page cache {'warm' if warm else 'emptied before each'}; versitygw on loopback")
+            measured = measure_blobs if options.mode == "blobs" else measure_couch
+            measured(home, options.mib, options.rounds, warm)
             print("\nRESULT ok run=bench exit=0")
             return
         for name in ("pg", "s3"):

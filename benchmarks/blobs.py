@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import programs
 from benchmarks.__main__ import MIB, alternate, table
+from benchmarks.measure import forget_files
 from tests.testbed.s3 import VersityGW
 
 BUCKET = "dimagi-bench-blobdb-backups"
@@ -59,9 +60,9 @@ class Blobs:
     store = "blobdb"
     bucket = BUCKET
 
-    def __init__(self, home: Path, s3: VersityGW, data: Path) -> None:
+    def __init__(self, home: Path, s3: VersityGW, data: Path, warm: bool) -> None:
         """Make the directories."""
-        self.home, self.s3, self.data = home, s3, data
+        self.home, self.s3, self.data, self.warm = home, s3, data, warm
         self.work = home / "work"
         self.work.mkdir(exist_ok=True)
         self.kept = home / "kept"
@@ -134,6 +135,12 @@ class Blobs:
         settings = {"HQ_BACKUPS_BACKUP_POSTGRES": "false", **self.settings()}
         programs.hq_backups(self.s3, self.home, settings, *arguments)
 
+    def forget(self) -> None:
+        """Empty the page cache of what is read, and bring the programs back into it, as a server has them."""
+        if not self.warm and forget_files():
+            self.hq_backups("run_backup", self.store, "--dry-run")
+            subprocess.run("tar --version; gzip --version", shell=True, stdout=subprocess.DEVNULL, check=True)
+
     def clean(self) -> None:
         """Move away what a contender left.
 
@@ -148,22 +155,28 @@ class Blobs:
         os.sync()
 
 
-def measure_blobs(home: Path, mib: int, rounds: int) -> None:
+def measure_blobs(home: Path, mib: int, rounds: int, warm: bool) -> None:
     """Measure all three comparisons."""
     (home / "s3").mkdir()
     with VersityGW(home / "s3") as s3:
         s3.make_bucket(BUCKET, versioned=False)
         forms, attachments = home / "forms", home / "attachments"
         size = make_blobs(forms, mib, compressible=True)
-        bench = Blobs(home, s3, forms)
-        found = alternate(bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work)
+        bench = Blobs(home, s3, forms, warm)
+        found = alternate(
+            bench,
+            {"scripts": bench.scripts, "hq_backups": bench.ours},
+            rounds,
+            bench.work,
+            forget=bench.forget,
+        )
         table("Backup of what compresses, until it lies in the bucket", found, size, {})
         size = make_blobs(attachments, mib, compressible=False)
-        bench = Blobs(home, s3, attachments)
+        bench = Blobs(home, s3, attachments, warm)
         contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
         table(
             "Backup of what does not compress, until it lies on the disk",
-            alternate(bench, contenders, rounds, bench.work), size, {},
+            alternate(bench, contenders, rounds, bench.work, forget=bench.forget), size, {},
         )  # fmt: skip
         # Both together: what a restore meets.
         for path in forms.iterdir():
@@ -173,5 +186,5 @@ def measure_blobs(home: Path, mib: int, rounds: int) -> None:
         contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
         table(
             "Restore",
-            alternate(bench, contenders, rounds, bench.work, bench.put_archives), size, {},
+            alternate(bench, contenders, rounds, bench.work, bench.put_archives, forget=bench.forget), size, {},
         )  # fmt: skip

@@ -61,23 +61,29 @@ class Couch(Blobs):
         }
 
 
-def measure_couch(home: Path, mib: int, rounds: int) -> None:
+def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
     """Measure all three comparisons."""
     (home / "s3").mkdir()
     with VersityGW(home / "s3") as s3:
         s3.make_bucket(BUCKET, versioned=False)
         packs = home / "packs"
         size = make_databases(packs, mib, compressible=True)
-        bench = Couch(home, s3, packs)
-        found = alternate(bench, {"scripts": bench.scripts, "hq_backups": bench.ours}, rounds, bench.work)
+        bench = Couch(home, s3, packs, warm)
+        found = alternate(
+            bench,
+            {"scripts": bench.scripts, "hq_backups": bench.ours},
+            rounds,
+            bench.work,
+            forget=bench.forget,
+        )
         table("Backup of what compresses, until it lies in the bucket", found, size, {})
         bench.keep_archives()
         contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
-        found = alternate(bench, contenders, rounds, bench.work, bench.put_archives)
+        found = alternate(bench, contenders, rounds, bench.work, bench.put_archives, forget=bench.forget)
         table("Restore into a directory", found, size, {})
         random_ = home / "random"
         size = make_databases(random_, mib, compressible=False)
-        bench = Couch(home, s3, random_)
+        bench = Couch(home, s3, random_, warm)
         contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
-        found = alternate(bench, contenders, rounds, bench.work)
+        found = alternate(bench, contenders, rounds, bench.work, forget=bench.forget)
         table("Backup of what does not compress, until it lies on the disk", found, size, {})

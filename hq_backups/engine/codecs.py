@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bz2
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from isal import igzip_lib, isal_zlib
@@ -91,6 +91,10 @@ class _Gzip:
 
     def compress(self, data: Any, /) -> bytes:
         """Take plain bytes, return what is ready."""
+        return b"".join(self.pieces(data))
+
+    def pieces(self, data: Any, /) -> list[bytes | memoryview]:
+        """Take plain bytes, return what is ready in pieces; some of them are ``data`` itself."""
         view = memoryview(data)
         parts: list[bytes | memoryview] = [] if self._begun else [self._HEADER]
         self._begun = True
@@ -107,7 +111,7 @@ class _Gzip:
                 for begin in range(0, len(piece), self._STORED):
                     block = piece[begin : begin + self._STORED]
                     parts += struct.pack("<BHH", 0, len(block), len(block) ^ 0xFFFF), block
-        return b"".join(parts)
+        return parts
 
     def flush(self) -> bytes:
         """Return the rest, and the trailer."""
@@ -174,6 +178,11 @@ def compressor(codec: str, level: int) -> Compressor:
     if codec == "none":
         return _Stored()
     raise ConfigurationError(f"backup_compression {codec} is unknown", hint="Choose gzip, zstd or none.")
+
+
+def pieces(compressor: Compressor, data: memoryview) -> Sequence[bytes | memoryview]:
+    """Compress, and copy nothing that need not be copied."""
+    return compressor.pieces(data) if isinstance(compressor, _Gzip) else (compressor.compress(data),)
 
 
 _DECOMPRESSORS: dict[str, Callable[[], Decompressor]] = {

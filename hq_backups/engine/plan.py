@@ -119,7 +119,7 @@ def plan_beside(
             f"{target} is not an empty directory", hint="Name another one with --target-dir."
         )
     facts = store.check_restore(manifest, request, events)
-    needed = store.unpacked_size(manifest)
+    needed = MARGIN if request.only else store.unpacked_size(manifest)
     directories, parent = store.outer(manifest), beside(target)
     places = outer.inside(directories, parent)
     if directories:

@@ -19,7 +19,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,20 @@ def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(path=path.parent) from error
         raise
+
+
+def write_pieces(fd: int, pieces: Sequence[bytes | memoryview], path: Path) -> None:
+    """Write every byte of a few pieces, in one call where the disk takes them at once; raises DiskFull."""
+    try:
+        written = os.writev(fd, pieces)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path=path.parent) from error
+        raise
+    for piece in pieces:
+        if written < len(piece):
+            write_all(fd, memoryview(piece)[written:], path)
+        written = max(0, written - len(piece))
 
 
 class ArtifactWriter:
@@ -165,10 +179,10 @@ class ArtifactWriter:
             while (item := self._hashed.get()) is not None:
                 buffer, length = item
                 if self._failure is None:
-                    self._store(self._compressor.compress(memoryview(buffer)[:length]))
+                    self._store(codecs.pieces(self._compressor, memoryview(buffer)[:length]))
                 self._free.put(buffer)
             if self._failure is None:
-                self._store(self._compressor.flush())
+                self._store((self._compressor.flush(),))
                 os.fsync(self._fd)
         except BaseException as error:
             self._failure = error
@@ -177,12 +191,14 @@ class ArtifactWriter:
             while self._hashed.get() is not None:
                 pass
 
-    def _store(self, packed: bytes) -> None:
-        if not packed:
+    def _store(self, packed: Sequence[bytes | memoryview]) -> None:
+        size = sum(map(len, packed))
+        if not size:
             return
-        write_all(self._fd, packed, self.path)
-        self._size += len(packed)
-        self._crc32 = codecs.crc32(packed, self._crc32)
+        for piece in packed:
+            self._crc32 = codecs.crc32(piece, self._crc32)
+        write_pieces(self._fd, packed, self.path)
+        self._size += size
         if self._on_written is not None:
             self._on_written(self._size)
 
@@ -215,6 +231,12 @@ class GrowingFile:
 
     def read(self, n: int) -> bytes:
         """Return up to ``n`` bytes, waiting for them."""
+        buffer = bytearray(n)
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
+    def readinto(self, buffer: bytearray) -> int:
+        """Fill some of ``buffer``, waiting for it; 0 at the end only."""
+        n = len(buffer)
         with self._condition:
             # Small reads cost more than they gain while the writer is ahead.
             self._condition.wait_for(
@@ -224,17 +246,18 @@ class GrowingFile:
                 raise HQBackupsError("the artifact was given up")
             wanted = min(n, self._available - self._position)
         if wanted == 0:
-            return b""
-        data = os.pread(self._fd, wanted, self._position)
-        if self._position // SYNC_EVERY != (self._position + len(data)) // SYNC_EVERY:
+            return 0
+        with memoryview(buffer)[:wanted] as view:
+            count = os.preadv(self._fd, [view], self._position)
+        if self._position // SYNC_EVERY != (self._position + count) // SYNC_EVERY:
             # A disk that keeps up is not waited for at the end.
             os.fdatasync(self._fd)
-        if not data:
+        if not count:
             raise ReadBackFailed(
                 f"it ends at byte {self._position}, {self._available} were written", path=self.path
             )
-        self._position += len(data)
-        return data
+        self._position += count
+        return count
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -288,11 +311,13 @@ class ReadBack:
 
     def _run(self) -> None:
         try:
-            while data := self._file.read(CHUNK):
-                self._crc32 = codecs.crc32(data, self._crc32)
-                self._sha.update(data)
-                self._size += len(data)
-                self._tail = (self._tail + data)[-codecs.TRAILER :]
+            buffer = bytearray(CHUNK)
+            while count := self._file.readinto(buffer):
+                with memoryview(buffer)[:count] as data:
+                    self._crc32 = codecs.crc32(data, self._crc32)
+                    self._sha.update(data)
+                    self._tail = (self._tail + bytes(data[-codecs.TRAILER :]))[-codecs.TRAILER :]
+                self._size += count
         except BaseException as error:
             self._failure = error
 

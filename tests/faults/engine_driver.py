@@ -22,7 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-CALLS = ("open", "rename", "replace", "unlink", "fsync", "write", "mkdir", "chmod", "chown", "rmdir", "sync")
+CALLS = (
+    "open",
+    "rename",
+    "replace",
+    "unlink",
+    "fsync",
+    "write",
+    "writev",
+    "mkdir",
+    "chmod",
+    "chown",
+    "rmdir",
+    "sync",
+)
 
 
 class Steps:
@@ -54,7 +67,7 @@ class Steps:
 
     @staticmethod
     def _matters(name: str, args: tuple[Any, ...]) -> bool:
-        if name == "write":
+        if name in ("write", "writev"):
             return bool(args[0] > 2)
         return name != "open" or bool(len(args) > 1 and args[1] & (os.O_WRONLY | os.O_RDWR))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,3 +224,22 @@ def test_single_blobs_are_brought_beside_by_command(blobs: Path) -> None:
 )
 def test_options_that_do_not_go_together_are_refused(blobs: Path, words: tuple[str, ...]) -> None:
     assert run("restore_backup", *words, "--noinput", "--confirm-env", "testing").code == 2
+
+
+def test_blobs_that_hq_keeps_in_s3_are_not_backed_up(blobs: Path, settings: Any) -> None:
+    settings.S3_BLOB_DB_SETTINGS = {"url": "https://s3.example.com"}
+    ended = run("run_backup", "blobdb", "--type", "weekly")
+    assert ended.code == 2
+    assert "HQ keeps its blobs in S3" in ended.err
+
+
+def test_another_directory_than_hq_uses_is_not_backed_up(blobs: Path, settings: Any) -> None:
+    other = blobs.parent / "other"
+    other.mkdir()
+    settings.SHARED_DRIVE_CONF = SimpleNamespace(blob_dir=str(other))
+    ended = run("run_backup", "blobdb", "--type", "weekly")
+    assert ended.code == 2
+    assert f"but HQ keeps its blobs in {other}" in ended.err
+    other.rmdir()
+    other.symlink_to(blobs)
+    assert run("run_backup", "blobdb", "--type", "weekly").code == 0

@@ -17,7 +17,7 @@ import pytest
 
 from hq_backups.engine.config import Job
 from hq_backups.engine.locks import FileLock, StoreLock
-from hq_backups.engine.requests import BlobRecord, Selection, VerifyRequest
+from hq_backups.engine.requests import BlobRecord, CheckRequest, Selection, VerifyRequest
 from tests.faults.engine_process import Hold, Outcome
 from tests.faults.producer import in_front
 from tests.faults.test_memory import BOUND, Peak
@@ -25,6 +25,7 @@ from tests.faults.victim import processes
 from tests.faults.victim_blobdb import BlobDirectory, BlobVictim, fingerprint
 from tests.testbed.places import server_user
 from tests.testbed.process import give, run_here, short_directory, wait_until
+from tests.testbed.s3 import S3Service
 
 ODD = [
     b"plain",
@@ -117,8 +118,10 @@ def test_it_goes_beside_and_to_a_host_that_has_none(filled: BlobVictim, tmp_path
     assert fingerprint(filled.home / "beside") == before
     filled.server.data_dir.chmod(0o775)
     do(filled, filled.backup("weekly"))
+    # Both may be of one second: which of them is the latest is no matter here.
+    (weekly,) = (e["name"] for e in filled.good() if e["type"] == "weekly")
     shutil.rmtree(filled.server.data_dir)
-    do(filled, filled.restore())
+    do(filled, filled.restore(weekly))
     assert fingerprint(filled.server.data_dir) == before
     assert stat.S_IMODE(filled.server.data_dir.stat().st_mode) == 0o775
 
@@ -330,6 +333,30 @@ def test_a_directory_that_lost_most_blobs_is_an_alarm(blobs: BlobVictim) -> None
     for n in range(12, 34):
         (blobs.server.data_dir / f"a/{n}").unlink()
     assert "holds 6 files" in do(blobs, blobs.backup("manual"), 5).errors
+
+
+# In the bucket
+
+
+def test_a_backup_in_the_bucket_is_judged_and_restored(
+    filled: BlobVictim, s3: S3Service, versioned_bucket: str
+) -> None:
+    filled.use_bucket(s3, versioned_bucket)
+    before = fingerprint(filled.server.data_dir)
+    for type_ in ("daily", "weekly"):
+        do(filled, filled.backup(type_))
+    assert set(filled.objects()) == {
+        f"blobdb_{type_}_pg0.tar{end}" for type_ in ("daily", "weekly") for end in ("", ".manifest.json")
+    }
+    found = do(filled, filled.job("check", CheckRequest("blobdb")))
+    assert {e["severity"] for e in found.kind("finding")} == {"ok"}
+    filled.forget()
+    shutil.rmtree(filled.server.data_dir)
+    do(filled, filled.restore(source="s3"))
+    assert fingerprint(filled.server.data_dir) == before
+    (filled.server.data_dir / "large").unlink()
+    do(filled, filled.restore(source="s3", merge=True))
+    assert fingerprint(filled.server.data_dir) == before
 
 
 # Where they are

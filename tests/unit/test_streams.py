@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hq_backups.engine import codecs
@@ -241,6 +241,7 @@ def mixed(parts: list[tuple[str, int]]) -> bytes:
     return b"".join(kinds[kind](size) for kind, size in parts)
 
 
+@settings(deadline=None)
 @given(PIECES, st.integers(0, 3))
 @example([("text", 300_000), ("random", 300_000), ("text", 300_000)], 1)
 def test_any_gunzip_reads_what_is_stored_and_what_is_compressed(

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from hq_backups.engine.blobs.headers import DIRECTORY, FILE, SYMLINK, Member, inside, members
-from hq_backups.engine.blobs.tar import Noted
+from hq_backups.engine.blobs.judge import Noted
 from hq_backups.engine.errors import BadManifest, CorruptBackup
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest

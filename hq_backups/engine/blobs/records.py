@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hq_backups.engine.blobs.tar import Noted
+from hq_backups.engine.blobs.judge import Noted
 from hq_backups.engine.errors import CorruptBackup
 from hq_backups.engine.events import Events, parse_utc
 from hq_backups.engine.manifest import Manifest

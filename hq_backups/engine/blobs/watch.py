@@ -39,7 +39,7 @@ class Watch:
         """Tell whether the archive's end has passed: two blocks of zeros."""
         return self._zeros >= 2 and not self._skip
 
-    def take(self, buffer: bytearray, filled: int) -> tuple[int, int]:
+    def take(self, buffer: bytearray | memoryview, filled: int) -> tuple[int, int]:
         """Look at the first ``filled`` bytes of ``buffer``; return what may be passed on, and from where to keep.
 
         The bytes up to the first number are whole; those from the second one on belong to a member whose headers

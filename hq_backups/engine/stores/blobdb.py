@@ -12,8 +12,9 @@ from typing import Any
 from hq_backups.engine import accounts, archive, process, space
 from hq_backups.engine.blobs import merge, old
 from hq_backups.engine.blobs.headers import FILE
+from hq_backups.engine.blobs.judge import PROGRAM
 from hq_backups.engine.blobs.records import Records
-from hq_backups.engine.blobs.tar import PROGRAM, BlobStream
+from hq_backups.engine.blobs.tar import BlobStream
 from hq_backups.engine.blobs.unpack import Root, blobs, directory_mode, unpack
 from hq_backups.engine.control import NoService, Service
 from hq_backups.engine.errors import (
