@@ -139,7 +139,8 @@ class Blobs:
         """Empty the page cache of what is read, and bring the programs back into it, as a server has them."""
         if not self.warm and forget_files():
             self.hq_backups("run_backup", self.store, "--dry-run")
-            subprocess.run("tar --version; gzip --version", shell=True, stdout=subprocess.DEVNULL, check=True)
+            for program in ("tar", "gzip"):
+                subprocess.run([program, "--version"], stdout=subprocess.DEVNULL, check=True)
 
     def clean(self) -> None:
         """Move away what a contender left.

@@ -145,7 +145,9 @@ def _asked(path: str) -> bool:
         # EAGAIN: not in memory.
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
     except OSError:
-        os.posix_fadvise(fd, 0, _BYTES, os.POSIX_FADV_WILLNEED)
+        # What is no file after all is not to be asked for.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, _BYTES, os.POSIX_FADV_WILLNEED)
         return True
     finally:
         os.close(fd)
