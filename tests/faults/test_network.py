@@ -102,6 +102,8 @@ def test_a_bucket_that_comes_back_costs_nothing(behind: HostVictim, proxy: Proxy
         behind.engine(behind.backup(), {"patience": 30, **hold.plan}) as engine,
     ):
         wait_until(lambda: hold.reached or not engine.running, what="the middle of the backup")
+        # Begun, and told so: what is asked for twice for a lost answer is begun twice, and left to the next run.
+        wait_until(lambda: behind.uploads(), what="the upload's beginning")
         proxy.disable()
         hold.go()
         wait_until(lambda: behind.names() & {e["name"] for e in behind.good()}, what="the local copy")
