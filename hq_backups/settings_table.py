@@ -466,6 +466,12 @@ ELASTICSEARCH = (
         help="Where the directory lies, as the nodes see it: below their ``path.repo``, or absolute.",
     ),
     _es(
+        "es_repository_readonly",
+        kind="bool",
+        default=False,
+        help="Another cluster writes to the repository: this one registers it read-only, and only restores from it.",
+    ),
+    _es(
         "elasticsearch_backup_dir",
         kind="dir",
         default=Derived("{encrypted_root}/backups/elasticsearch"),

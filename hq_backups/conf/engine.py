@@ -234,6 +234,7 @@ def _elasticsearch_options(resolved: Resolved) -> Mapping[str, Any]:
         "ca_file": resolved["elasticsearch_ca_file"],
         "repository": resolved["es_repository_name"],
         "location": resolved["es_repository_location"],
+        "readonly": resolved["es_repository_readonly"],
     }
 
 

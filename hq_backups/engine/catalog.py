@@ -18,6 +18,7 @@ from hq_backups.engine.errors import (
     CorruptBackup,
     PreflightFailed,
     RepositoryError,
+    ServiceError,
 )
 from hq_backups.engine.events import Events, format_utc
 from hq_backups.engine.expected import compare
@@ -63,10 +64,13 @@ class Entry:
         return {**public, "locations": [dict(place) for place in self.locations]}
 
 
-def entries(store: Store, request: CatalogRequest, events: Events) -> list[Entry]:
-    """Return a store's artifacts, newest first; a bucket that fails is a warning when both were asked for."""
+def entries(store: Store, request: CatalogRequest, events: Events, *, register: bool = False) -> list[Entry]:
+    """Return a store's artifacts, newest first; a bucket that fails is a warning when both were asked for.
+
+    With ``register`` a server is told of its repository where it does not know it yet.
+    """
     if isinstance(store, SnapshotStore):
-        return _since(merge(_snapshot_entries(store, request, events)), request)
+        return _since(merge(_snapshot_entries(store, request, events, register)), request)
     assert isinstance(store, StreamStore)  # noqa: S101 - there are these two kinds
     found: list[Entry] = []
     if request.source in ("local", "all"):
@@ -89,7 +93,9 @@ def _since(merged: list[Entry], request: CatalogRequest) -> list[Entry]:
     return merged
 
 
-def _snapshot_entries(store: SnapshotStore, request: CatalogRequest, events: Events) -> list[Entry]:
+def _snapshot_entries(
+    store: SnapshotStore, request: CatalogRequest, events: Events, register: bool
+) -> list[Entry]:
     """Return what a server's repository holds, and what it should hold by the manifests and does not."""
     if request.source not in (store.medium, "all"):
         return []
@@ -102,7 +108,14 @@ def _snapshot_entries(store: SnapshotStore, request: CatalogRequest, events: Eve
             events.warning(
                 "bucket-unread", f"the bucket's manifests are not read: {error.message}. {error.hint}"
             )
-    kept = store.kept(events)
+    try:
+        kept = store.kept(events, register=register)
+    except ServiceError as error:
+        if request.source != "all":
+            raise
+        events.warning("cluster-unread", f"the snapshots are not compared: {error.message}. {error.hint}")
+        silent = "the cluster did not answer: whether it is still there is not known"
+        return [_managed(m, store.location(m.name), silent, None) for m in manifests]
     found = []
     for each in compare(manifests, kept):
         location, verified = store.location(each.name), None
@@ -263,9 +276,9 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
         and (os.path.lexists(path) or not store.settings.s3)
     ):
         return _by_path(store, path)
-    source = selection.source or "all"
+    source = selection.source or (store.medium if isinstance(store, SnapshotStore) else "all")
     request = CatalogRequest((store.name,), source)
-    known = entries(store, request, events)
+    known = entries(store, request, events, register=True)
     try:
         entry = (_latest if selection.name == "latest" else _named)(store, selection, known)
     except BackupNotFound as missing:

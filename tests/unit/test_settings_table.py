@@ -126,6 +126,7 @@ OURS = [
     "elasticsearch_password",
     "elasticsearch_ca_file",
     "es_repository_location",
+    "es_repository_readonly",
     "timezone",
 ]
 

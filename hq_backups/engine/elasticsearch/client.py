@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -17,6 +17,10 @@ MAX_BYTES = 256 << 20
 """An answer that is larger is none of Elasticsearch's."""
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
+
+
+MAX_PATH = 3000
+"""Elasticsearch refuses a request's first line beyond 4 KiB (http.max_initial_line_length)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,17 @@ class Cluster:
 def segment(name: str) -> str:
     """Return a name as one part of a path."""
     return quote(name, safe="")
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Return names joined by commas, in as many pieces as fit into a request's first line."""
+    groups: list[str] = []
+    for name in map(segment, names):
+        if groups and len(groups[-1]) + len(name) < MAX_PATH:
+            groups[-1] += f",{name}"
+        else:
+            groups.append(name)
+    return groups
 
 
 def _bounded(response: requests.Response) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hq_backups.engine.elasticsearch.client import Cluster, segment
+from hq_backups.engine.elasticsearch.client import Cluster, grouped, segment
 from hq_backups.engine.errors import ServiceError
 
 SCRATCH = "hqb-scratch-"
@@ -76,8 +76,9 @@ def aliases(found: Mapping[str, Index]) -> dict[str, list[str]]:
 def stats(cluster: Cluster, names: Iterable[str]) -> dict[str, Stats]:
     """Make what was written visible, and count; an index that is gone or closed is left out."""
     wanted = set(names)
-    # Names by the hundred would not fit into a request's first line: all are asked for, some are kept.
-    cluster.ask("POST", "/_refresh")
+    # By name: one index without primaries would keep a refresh of all waiting for a minute.
+    for some in grouped(sorted(wanted)):
+        cluster.ask("POST", f"/{some}/_refresh")
     answer = cluster.get("/_stats/docs,store,indexing", filter_path=_STATS) or {}
     return {name: _stats(body) for name, body in (answer.get("indices") or {}).items() if name in wanted}
 

@@ -9,6 +9,7 @@ from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.config import to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, RepositoryError, UploadFailed, UsageError
 from hq_backups.engine.events import Events, format_utc, utc_now
+from hq_backups.engine.expected import Listed, compare
 from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.repository.snapshots import SnapshotRecords, bucket_manifests
@@ -38,7 +39,9 @@ def back_up(store: SnapshotStore, request: BackupRequest, run_id: str, events: E
         if not request.accept_shrink:
             _refuse_shrink(store, records, prepared)
         started = utc_now()
-        taken = {each.name for each in store.kept(events)} | {m.name for m in records.manifests(store.name)}
+        listed = compare(records.manifests(store.name), store.kept(events))
+        _warn_of_missing(store, listed, events)
+        taken = {each.name for each in listed}
         name = store.new_name(local_time(started, store.config.timezone), taken)
         if request.dry_run:
             events.step("dry-run", f"would take snapshot {name} of {space.human_bytes(prepared.estimate)}")
@@ -50,6 +53,17 @@ def back_up(store: SnapshotStore, request: BackupRequest, run_id: str, events: E
         return Exit.OK if failure is None else Exit.UPLOAD_FAILED
 
 
+def _warn_of_missing(store: SnapshotStore, listed: list[Listed], events: Events) -> None:
+    """Say that snapshots are gone: an empty list is also the answer of a repository that was lost."""
+    missing = [each.name for each in listed if each.manifest is not None and each.kept is None]
+    if missing:
+        events.warning(
+            "missing",
+            f"{len(missing)} snapshots are missing in the repository, {max(missing)} among them: was it lost, or not "
+            f"mounted? See: list_backups {store.name}",
+        )
+
+
 def record(
     store: SnapshotStore,
     records: SnapshotRecords,
@@ -58,7 +72,6 @@ def record(
     type_: str,
     prepared: Prepared,
     events: Events,
-    only: tuple[str, ...] = (),
 ) -> Manifest:
     """Take a snapshot and write its manifest; a kill in between is finished by the next run."""
     started, began = utc_now(), time.monotonic()
@@ -71,7 +84,7 @@ def record(
     }
     note = records.note(TAKING, run, facts)
     try:
-        source = store.take(name, prepared, events, only)
+        source = store.take(name, prepared, events)
     except BaseException:
         # What could not be aborted now stays on record for the next run.
         if _is_gone(store, name, events):

@@ -58,7 +58,7 @@ def _proven(store: SnapshotStore, seen: list[Seen], found: list[Entry]) -> list[
     manifests = {e.name: e.manifest for e in found if e.manifest is not None}
     proven = []
     right = False
-    for each in sorted(seen, key=lambda s: s.taken_at, reverse=True):
+    for each in sorted(seen, key=lambda s: (s.taken_at, s.key), reverse=True):
         manifest = manifests.get(each.key)
         if each.problem is None and not right and manifest is not None:
             try:

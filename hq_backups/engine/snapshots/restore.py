@@ -195,14 +195,14 @@ class _Restore:
 
     def _save(self) -> Manifest:
         """Take a snapshot of what is live, whole or not at all."""
-        prepared = self.store.prepare(self.events)
+        prepared = self.store.prepare(self.events, self.situation.live)
         taken = {e.name for e in self.store.kept(self.events)}
         moment = local_time(utc_now(), self.store.config.timezone)
         name = self.store.new_name(moment, taken, SAFETY)
         source = {**prepared.source, "partial": True}
         return record(
             self.store, self.records, name, f"{self.run_id}-before", "manual",
-            dataclasses.replace(prepared, source=source), self.events, self.situation.live,
+            dataclasses.replace(prepared, source=source), self.events,
         )  # fmt: skip
 
     def _one(self, part: str, scratch: str) -> None:
@@ -210,6 +210,9 @@ class _Restore:
         try:
             self.events.step("trial", f"{part}: tried out under another name")
             self.store.try_out(self.manifest, part, scratch, self.events)
+            if part in self.situation.live and self.safety is not None:
+                # It shares files with older snapshots, a damaged one among them perhaps: it must be able to come back.
+                self.store.try_out(self.safety, part, scratch, self.events)
         except HQBackupsError as error:
             self._fail(part, error, "left as it was")
             return
@@ -229,6 +232,10 @@ class _Restore:
 
     def _give_back(self, part: str, error: BaseException) -> None:
         cause = error if isinstance(error, HQBackupsError) else Cancelled(by="the operator")
+        if part in self.situation.lost:
+            self.phases[part] = HANDS
+            self._fail(part, cause, "it was red before, and is left as it is")
+            return
         try:
             self.store.drop(part)
             if part in self.situation.live and self.safety is not None:
@@ -253,6 +260,7 @@ class _Restore:
                 "snapshot": self.manifest.name,
                 "safety": to_plain(self.safety) if self.safety else None,
                 "live": list(self.situation.live),
+                "lost": list(self.situation.lost),
                 "phases": self.phases,
                 "open": open_,
             },
@@ -278,10 +286,11 @@ def undo(store: SnapshotStore, request: UndoRequest, run_id: str, events: Events
     path, note = _last(records, store)
     safety = from_plain(Manifest, note["safety"]) if note.get("safety") else None
     touched = {p: phase for p, phase in dict(note.get("phases") or {}).items() if phase != BACK}
-    live = set(note.get("live") or ())
+    live, lost = set(note.get("live") or ()), set(note.get("lost") or ())
     facts = {
         "put_back": sorted(p for p in touched if p in live),
-        "removed": sorted(p for p in touched if p not in live),
+        "removed": sorted(p for p in touched if p not in live | lost),
+        "left": sorted(p for p in touched if p in lost),
     }
     events.emit(
         "plan", undo=True, store=store.name, env=store.config.env, name=note.get("snapshot"), run=note.get("run"),
@@ -293,7 +302,10 @@ def undo(store: SnapshotStore, request: UndoRequest, run_id: str, events: Events
         clean_scratch(store, records, events)
         if safety is not None:
             store.check(safety)
-        failed = _take_back(store, safety, facts, events)
+        scratch = records.note(SCRATCH, run_id, {"prefix": store.scratch(run_id)})
+        failed = _take_back(store, safety, facts, store.scratch(run_id), events)
+        store.clean_scratch(store.scratch(run_id))
+        scratch.unlink()
         if failed:
             raise RestoreNeedsHands(
                 f"{_list(failed)} could not be put back", hint="Repeat the command when the cause is mended."
@@ -304,13 +316,20 @@ def undo(store: SnapshotStore, request: UndoRequest, run_id: str, events: Events
 
 
 def _take_back(
-    store: SnapshotStore, safety: Manifest | None, facts: Mapping[str, list[str]], events: Events
+    store: SnapshotStore,
+    safety: Manifest | None,
+    facts: Mapping[str, list[str]],
+    scratch: str,
+    events: Events,
 ) -> dict[str, str]:
     failed: dict[str, str] = {}
     for part in facts["put_back"]:
         try:
             if safety is None:
                 raise RestoreNeedsHands("there is no snapshot of it")
+            store.try_out(safety, part, scratch, events)
+            # What a killed run began may still be on its way, and cannot be closed: it goes.
+            store.drop(part)
             documents = store.replace(safety, part, events)
         except HQBackupsError as error:
             failed[part] = error.message

@@ -283,22 +283,23 @@ class SnapshotStore(Store):
         """Return where a snapshot lies; its ``kind`` is ``snapshot``."""
 
     @abstractmethod
-    def prepare(self, events: Events, *, dry_run: bool = False) -> Prepared:
-        """Check access, the repository and that all data are whole, before a backup; raises PreflightFailed."""
+    def prepare(self, events: Events, only: Collection[str] = (), *, dry_run: bool = False) -> Prepared:
+        """Check access, the repository and that all data, or ``only`` some, are whole; raises PreflightFailed."""
 
     @abstractmethod
     def new_name(self, started: datetime, taken: Collection[str], purpose: str = "") -> str:
         """Return a free name; ``started`` is in the host's time zone."""
 
     @abstractmethod
-    def take(
-        self, name: str, prepared: Prepared, events: Events, only: Sequence[str] = ()
-    ) -> Mapping[str, Any]:
+    def take(self, name: str, prepared: Prepared, events: Events) -> Mapping[str, Any]:
         """Take a snapshot and return its ``source`` with its ``bytes``; raises when it is not whole."""
 
     @abstractmethod
-    def kept(self, events: Events) -> list[Kept]:
-        """Return what the repository holds, in a bounded number of requests; raises when it cannot be read."""
+    def kept(self, events: Events, *, register: bool = False) -> list[Kept]:
+        """Return what the repository holds, in a bounded number of requests; raises when it cannot be read.
+
+        With ``register`` the server is told of the repository where it does not know it yet.
+        """
 
     @abstractmethod
     def survey(self, name: str) -> Mapping[str, Any]:

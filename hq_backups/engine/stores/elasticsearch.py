@@ -74,6 +74,10 @@ class Elasticsearch(SnapshotStore):
         }
 
     @property
+    def _readonly(self) -> bool:
+        return bool(self.settings.options.get("readonly"))
+
+    @property
     def _directory(self) -> str:
         return str(self.settings.options.get("location") or self.repository)
 
@@ -104,13 +108,20 @@ class Elasticsearch(SnapshotStore):
             ),
         )
 
-    def prepare(self, events: Events, *, dry_run: bool = False) -> Prepared:
-        """Check the cluster, its indices and the repository."""
+    def prepare(self, events: Events, only: Collection[str] = (), *, dry_run: bool = False) -> Prepared:
+        """Check the cluster, its indices, or ``only`` some of them, and the repository."""
+        if self._readonly:
+            raise PreflightFailed(
+                f"es_repository_readonly is set: this cluster writes nothing to {self.repository}",
+                hint="Back up on the cluster that writes to it. To restore: --rename-prefix, or delete what is live.",
+            )
         if dry_run:
             repository.require(self.cluster, self.wanted, writing=True)
         else:
+            # On a small node even a repository's test waits for a snapshot that runs.
+            snapshot.wait_for_others(self.cluster, self.patience, events)
             repository.ensure(self.cluster, self.wanted, events)
-        found = self._indices()
+        found = {n: i for n, i in self._indices().items() if not only or n in only}
         closed = sorted(i.name for i in found.values() if not i.open)
         snapshot.require_whole({i.name: i.health for i in found.values()})
         if closed:
@@ -147,11 +158,9 @@ class Elasticsearch(SnapshotStore):
         """Return the day's name, with the time of day where that is taken or for a ``purpose`` of its own."""
         return names.snapshot_name(self.repository, started, taken, purpose)
 
-    def take(
-        self, name: str, prepared: Prepared, events: Events, only: Sequence[str] = ()
-    ) -> Mapping[str, Any]:
-        """Take a snapshot of the open indices, or ``only`` of some, and count what is in them."""
-        described = {n: dict(b) for n, b in prepared.source["indices"].items() if not only or n in only}
+    def take(self, name: str, prepared: Prepared, events: Events) -> Mapping[str, Any]:
+        """Take a snapshot of the prepared indices, and count what is in them."""
+        described = {n: dict(b) for n, b in prepared.source["indices"].items()}
         wanted = sorted(described)
         snapshot.wait_for_others(self.cluster, self.patience, events)
         before = indices.stats(self.cluster, wanted)
@@ -173,10 +182,17 @@ class Elasticsearch(SnapshotStore):
             "new_bytes": new,
         }
 
-    def kept(self, events: Events) -> list[Kept]:
+    def kept(self, events: Events, *, register: bool = False) -> list[Kept]:
         """Return what the repository holds: its own list, and their times where all can be read."""
         if not repository.require(self.cluster, self.wanted, writing=False):
-            return []
+            if not register:
+                events.warning(
+                    "not-registered",
+                    f"repository {self.repository} is not registered on the cluster {self.cluster.url}: a backup or a "
+                    "restore does that",
+                )
+                return []
+            repository.ensure(self.cluster, self.wanted, events, readonly=self._readonly)
         listed = snapshot.listed(self.cluster, self.repository)
         details: dict[str, snapshot.Snapshot] = {}
         unreadable: dict[str, str] = {}
