@@ -133,7 +133,8 @@ def test_a_node_that_dies_in_a_deletion_is_asked_again(host: Host, monkeypatch: 
     old = min(names(host))
     words = ("prune_backups", "elasticsearch", "--manual-older-than", "0")
     record = host.records / f".{old}.json"
-    record.write_text(record.read_text().replace('"local_date": "20', '"local_date": "19'))
+    aged = record.read_text().replace('"local_date": "20', '"local_date": "19')
+    record.write_text(aged.replace('"started_at": "20', '"started_at": "19'))
     with monkeypatch.context() as patch:
         at(patch, lambda text: text.startswith("DELETE"), host.node.kill)
         ended = host.run(*words)

@@ -87,7 +87,7 @@ class Cluster:
         for url in list(self._urls):
             try:
                 answer = self._send(method, url + target, body, seconds or self._read)
-            except requests.RequestException as error:
+            except OSError as error:
                 failure = unreachable(url, method, target, error)
                 if isinstance(failure, Unanswered) and method != "GET":
                     raise failure from error

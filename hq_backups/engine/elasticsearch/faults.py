@@ -63,12 +63,17 @@ MEANINGS: tuple[tuple[str, str], ...] = (
 _WORDS = re.compile(r"[^\x20-\x7e\u00a0-\uffff]")
 
 
-def unreachable(url: str, method: str, path: str, error: requests.RequestException) -> ServiceError:
+def unreachable(url: str, method: str, path: str, error: OSError) -> ServiceError:
     """Return what it means that there was no whole answer; Unanswered when the request may have been heard."""
     cause = _network_words(error)
-    never_heard = isinstance(error, (requests.ConnectTimeout, requests.exceptions.SSLError)) or cause in (
-        "connection refused",
-        "its name is not known to DNS",
+    never_heard = (
+        isinstance(error, (requests.ConnectTimeout, requests.exceptions.SSLError))
+        or cause
+        in (
+            "connection refused",
+            "its name is not known to DNS",
+        )
+        or not isinstance(error, requests.RequestException)
     )
     kind = ServiceError if never_heard else Unanswered
     return kind(
@@ -141,9 +146,12 @@ def _hint(url: str, status: int, words: str) -> str:
     return hint_for(words, url) or "Look at Elasticsearch's log, then repeat the command."
 
 
-def _network_words(error: requests.RequestException) -> str:
+def _network_words(error: OSError) -> str:
     """Return the cause; requests' own words are about its classes."""
     text = str(error)
+    if not isinstance(error, requests.RequestException):
+        # Its own certificates cannot be read: requests says so before anything is sent.
+        return text[:300]
     if isinstance(error, requests.exceptions.SSLError) or "SSL" in text:
         if "WRONG_VERSION" in text or "wrong version number" in text:
             return "it does not speak https: write elasticsearch_url with http://"

@@ -126,6 +126,8 @@ def _send(
     if not store.settings.s3:
         return None
     try:
+        # A single object is sent with much patience: whether anybody is there is asked with little.
+        open_bucket(store).probe()
         send_manifest(store, manifest)
         send_missing(store, records, events)
     except RepositoryError as error:
@@ -157,6 +159,7 @@ def upload(store: SnapshotStore, run_id: str, events: Events) -> Exit:
     records.prepare(events)
     with StoreLock(records.directory, run_id, "upload"):
         try:
+            open_bucket(store).probe()
             return send_missing(store, records, events)
         except RepositoryError as error:
             raise UploadFailed(error.message, store=store.name, hint=error.hint or None) from error
