@@ -321,6 +321,8 @@ class _Recorder(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/":
             self._answer(200, {"cluster_name": "c", "version": {"number": self.version}})
+        elif path == "/_snapshot/_status":
+            self._answer(200, {"snapshots": []})
         elif path == "/_nodes/plugins":
             self._answer(200, {"nodes": {"a": {"name": "n0", "plugins": [{"name": "repository-s3"}]}}})
         elif path.startswith("/_snapshot/") and self.registered:
