@@ -195,3 +195,21 @@ def test_a_safety_snapshot_that_could_not_come_back_stops_the_restore_in_time(ho
     assert ended.code == 8, ended.text
     assert "left as it was" in ended.err
     assert contents(host.node) == before
+
+
+def test_a_damaged_snapshot_is_found_out_before_the_live_index_is_even_closed(host: Host) -> None:
+    first, _ = names(host)
+    host.node.request("DELETE", "/cases")
+    host.node.bulk("cases", {"other": {"name": "of another index of that name"}})
+    # Nothing of what is live comes from the damaged files, so only the trial can stop it in time.
+    segments_flipped(host, first)
+    uuid = host.node.request("GET", "/cases/_settings")["cases"]["settings"]["index"]["uuid"]
+
+    ended = host.restore(first, "--indices", "cases")
+
+    assert ended.code == 8, ended.text
+    assert "left as it was" in ended.err
+    assert list(host.node.documents("cases")) == ["other"]
+    opened = [line for line in ended.out.splitlines() if "put back" in line]
+    assert opened == []
+    assert host.node.request("GET", "/cases/_settings")["cases"]["settings"]["index"]["uuid"] == uuid
