@@ -19,13 +19,13 @@ from hq_backups.clock import host_time_zone
 from hq_backups.engine.config import STORES, Config, Job, to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, NotBuiltYet
 from hq_backups.engine.events import Event, Sink, utc_now
-from hq_backups.engine.names import PREFIX, run_id
+from hq_backups.engine.names import PREFIX, day_of_snapshot, run_id
 from hq_backups.engine.requests import Selection
 from hq_backups.settings_table import BUILT_MODES
 
 logger = logging.getLogger(__name__)
 
-ALIASES = {"couchdb": "couch"}
+ALIASES = {"couchdb": "couch", "es": "elasticsearch"}
 
 
 class HelpFormatter(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -82,7 +82,8 @@ def selected(store: str, options: Mapping[str, Any]) -> Selection:
 def store_of_name(name: str) -> str | None:
     """Return the store that a backup's name, path or key stands for; None when it does not say."""
     base = name.rsplit("/", 1)[-1]
-    return next((store for store, prefix in PREFIX.items() if base.startswith(f"{prefix}_")), None)
+    known = next((store for store, prefix in PREFIX.items() if base.startswith(f"{prefix}_")), None)
+    return known or ("elasticsearch" if day_of_snapshot(base) is not None else None)
 
 
 def nearest(text: str, names: Iterable[str]) -> str:

@@ -229,6 +229,9 @@ def locations(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def place(location: Mapping[str, Any]) -> str:
     """Return a location as a person would type it."""
+    if location.get("kind") == "snapshot":
+        where = location.get("bucket") or location.get("path")
+        return f"{clean(location.get('repository'))}/{clean(location.get('snapshot'))} ({clean(where)})"
     if location.get("kind") == "s3":
         version = location.get("version_id")
         text = f"s3://{clean(location.get('bucket'))}/{clean(location.get('key'))}"

@@ -64,7 +64,10 @@ def user_for(job: Job) -> str:
 
 def _mine_to_swap(config: StoreConfig, user: str) -> bool:
     """Tell whether one user owns everything that a restore renames, as on a developer's machine."""
-    if user != me() or config.data_dir is None:
+    if config.data_dir is None:
+        # Nothing on this host is renamed.
+        return True
+    if user != me():
         return False
     return os.access(config.data_dir.resolve().parent, os.W_OK | os.X_OK)
 

@@ -147,7 +147,8 @@ def table(entries: Sequence[Mapping[str, Any]], columns: int, our_host: str) -> 
 
 def _facts(entry: Mapping[str, Any], our_host: str) -> tuple[str, str]:
     size = entry.get("size")
-    kinds = dict.fromkeys(str(place.get("kind")) for place in entry.get("locations") or ())
+    places = entry.get("locations") or ()
+    kinds = dict.fromkeys(str(place.get("medium") or place.get("kind")) for place in places)
     taken = str(entry.get("taken_at") or "")[:16].replace("T", " ")
     shown = human_bytes(size) if isinstance(size, int) else "?"
     notes = []

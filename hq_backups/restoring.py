@@ -33,6 +33,7 @@ LABELS = {
     "outer": "tablespaces",
     "free": "free there",
     "phase": "that restore",
+    "put_back": "put back",
     "old_data": "old data",
     "failed_data": "restored data",
 }

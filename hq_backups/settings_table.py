@@ -15,7 +15,12 @@ from typing import Any
 
 from hq_backups.setting import DEAD, NOT_BUILT, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
 
-BUILT_MODES = {"postgres": ("plain", "dump"), "couch": ("tar",), "blobdb": ("tar",)}
+BUILT_MODES = {
+    "postgres": ("plain", "dump"),
+    "couch": ("tar",),
+    "blobdb": ("tar",),
+    "elasticsearch": ("snapshot",),
+}
 """What this release can back up, by store; whatever else is switched on is said to be not built."""
 
 SHARED_MAPS = ("postgres_users", "couchdb2", "secrets")
@@ -445,18 +450,44 @@ BLOBDB = (
     _dead("blobdb_user", store="blobdb", reason="blobdb_backup_os_user says who makes the backups"),
 )
 
-_es = partial(Setting, store="elasticsearch", status=NOT_BUILT)
+_es = partial(Setting, store="elasticsearch")
 _swift = partial(_dead, store="elasticsearch", reason="backup_es_swift is refused")
 ELASTICSEARCH = (
-    _es("backup_es_s3", kind="bool", default=False, help="Snapshot Elasticsearch to the bucket."),
     _es(
-        "es_local_repo", kind="bool", default=False, help="Snapshot it to a directory; not with backup_es_s3."
+        "backup_es_s3",
+        kind="bool",
+        default=False,
+        help="Snapshot Elasticsearch to the bucket; every node needs the plugin repository-s3 and the keys.",
+    ),
+    _es(
+        "es_local_repo",
+        kind="bool",
+        default=False,
+        help="Snapshot it to a directory that all nodes share; not with backup_es_s3.",
     ),
     _es(
         "es_repository_name",
         kind="name",
         default=Derived("{deploy_env}_es_snapshot"),
-        help="The snapshot repository.",
+        help="The snapshot repository; HQ's restore_es_snapshot looks for the default.",
+    ),
+    _es(
+        "es_repository_location",
+        kind="text",
+        default=Derived("{es_repository_name}"),
+        help="Where the directory lies, as the nodes see it: below their ``path.repo``, or absolute.",
+    ),
+    _es(
+        "es_repository_readonly",
+        kind="bool",
+        default=False,
+        help="Another cluster writes to the repository: this one registers it read-only, and only restores from it.",
+    ),
+    _es(
+        "elasticsearch_backup_dir",
+        kind="dir",
+        default=Derived("{encrypted_root}/backups/elasticsearch"),
+        help="Where this host records its snapshots; the snapshots themselves lie in the repository.",
     ),
     _es(
         "es_snapshot_bucket",
@@ -468,7 +499,7 @@ ELASTICSEARCH = (
         "elasticsearch_backup_days",
         kind="int",
         default=3,
-        help="Days to keep snapshots.",
+        help="Days to keep snapshots, weekly ones too.",
         low=0,
         high=36500,
         aliases=("elastcsearch_backup_days",),
@@ -478,22 +509,33 @@ ELASTICSEARCH = (
         "elasticsearch_data_dir",
         kind="dir",
         default=Derived("{encrypted_root}/elasticsearch-{elasticsearch_version}/data"),
-        help="Elasticsearch's data directory.",
+        help="Elasticsearch's data directory: the store belongs to the hosts that have it.",
     ),
     _port(
         "ELASTICSEARCH_PORT",
         default=9200,
         help="Elasticsearch's port.",
         store="elasticsearch",
-        status=NOT_BUILT,
         django=FromDjango("ELASTICSEARCH_PORT"),
     ),
     _es(
         "elasticsearch_url",
         kind="urls",
         default=Derived("http://127.0.0.1:{ELASTICSEARCH_PORT}"),
-        help="The cluster's address; a list is allowed.",
+        help="The cluster's address; a list is allowed, and tried in turn.",
         django=FromDjango("ELASTICSEARCH_HOSTS", _elasticsearch_urls),
+    ),
+    _es(
+        "elasticsearch_username",
+        kind="text",
+        help="The cluster's user, where it asks for one.",
+        in_vault=True,
+    ),
+    _es("elasticsearch_password", kind="text", help="Its password.", secret=True),
+    _es(
+        "elasticsearch_ca_file",
+        kind="text",
+        help="The certificates of the authorities that an https cluster is trusted by; unset means the system's.",
     ),
     Setting(
         "backup_es_swift",

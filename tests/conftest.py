@@ -17,6 +17,7 @@ import pytest
 from tests.testbed.couch import CouchNode, FakeCouch, couch_class, couch_user
 from tests.testbed.couch_data import unpack_fixture
 from tests.testbed.debian import DebianCluster
+from tests.testbed.elasticsearch import ElasticsearchNode
 from tests.testbed.pgbouncer import PgBouncer
 from tests.testbed.places import POSTGRES_VERSIONS, python_reachable, server_user
 from tests.testbed.postgres import PostgresServer
@@ -40,6 +41,8 @@ MARKERS = {
     "pg14": ("postgres14",),
     "pg15": ("postgres15",),
     "pg18": ("postgres18",),
+    "es6": ("elasticsearch6",),
+    "es7": ("elasticsearch7",),
     "versitygw": ("s3",),
     "moto_server": ("s3",),
     "toxiproxy": ("toxiproxy",),
@@ -231,6 +234,28 @@ def couch_node() -> Iterator[Callable[..., CouchNode]]:
             return service
 
         yield make
+
+
+@contextlib.contextmanager
+def _elasticsearch(version: int, services_dir: Path) -> Iterator[ElasticsearchNode]:
+    reason = ElasticsearchNode.unavailable(version)
+    require_service(f"Elasticsearch {version}", not reason, reason)
+    with ElasticsearchNode(version, services_dir / f"es{version}") as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def es6(services_dir: Path) -> Iterator[ElasticsearchNode]:
+    """Run an Elasticsearch 6.8 for the session; a test leaves it running."""
+    with _elasticsearch(6, services_dir) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def es7(services_dir: Path) -> Iterator[ElasticsearchNode]:
+    """Run an Elasticsearch 7.17 for the session; a test leaves it running."""
+    with _elasticsearch(7, services_dir) as node:
+        yield node
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ BACKUP_DIRS = {
     "postgres": "postgresql_backup_dir",
     "couch": "couch_backup_dir",
     "blobdb": "blobdb_backup_dir",
-    "elasticsearch": "elasticsearch_data_dir",
+    "elasticsearch": "elasticsearch_backup_dir",
 }
 MIRRORS = {"couch": "remote_couch_backup"}
 """What names the host to which a store's backup directory is copied."""
@@ -51,6 +51,8 @@ DATA_DIRS = {
     "blobdb": "blobdb_dir_path",
     "elasticsearch": "elasticsearch_data_dir",
 }
+REMOTE = ("elasticsearch",)
+"""Stores that are spoken to over the network alone: whoever keeps their records may do it."""
 _PREFIX = {"postgres": "postgresql", "couch": "couchdb", "blobdb": "blobdb", "elasticsearch": "elasticsearch"}
 _HOURLY = {
     "postgres": "postgres_backup_hourly",
@@ -69,6 +71,11 @@ def is_on(resolved: Resolved, store: str) -> bool:
 def uploads(resolved: Resolved, store: str) -> bool:
     """Return whether ``store`` is switched on and sent to a bucket."""
     return is_on(resolved, store) and bool(resolved[S3_SWITCHES[store]])
+
+
+def is_checked(resolved: Resolved, store: str) -> bool:
+    """Return whether there is something that can be asked for ``store``'s backups: a bucket, or a server."""
+    return bool(resolved[S3_SWITCHES[store]]) or (is_on(resolved, store) and store in REMOTE)
 
 
 def mode(resolved: Resolved, store: str) -> str:
@@ -151,7 +158,8 @@ def _store(resolved: Resolved, store: str) -> StoreConfig:
         s3=bool(resolved[S3_SWITCHES[store]]),
         bucket=resolved[bucket],
         bucket_fallback=_misspelt_bucket(resolved) if store == "postgres" else None,
-        data_dir=data_dir(resolved, store),
+        # The cluster's own files are none of the engine's.
+        data_dir=None if store in REMOTE else data_dir(resolved, store),
         mirror=resolved[MIRRORS[store]] if store in MIRRORS else None,
         os_user=optional(f"{prefix}_backup_os_user") or (_blob_user(resolved) if store == "blobdb" else None),
         stop_command=optional(f"{prefix}_stop_command"),
@@ -225,9 +233,12 @@ def _blob_user(resolved: Resolved) -> str | None:
 def _elasticsearch_options(resolved: Resolved) -> Mapping[str, Any]:
     return {
         "urls": list(resolved["elasticsearch_url"]),
+        "username": resolved["elasticsearch_username"],
+        "password": _plain(resolved["elasticsearch_password"]),
+        "ca_file": resolved["elasticsearch_ca_file"],
         "repository": resolved["es_repository_name"],
-        "local": resolved["es_local_repo"],
-        "version": resolved["elasticsearch_version"],
+        "location": resolved["es_repository_location"],
+        "readonly": resolved["es_repository_readonly"],
     }
 
 

@@ -24,8 +24,9 @@ from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.prune import prune
 from hq_backups.engine.repository.local import LocalRepository
 from hq_backups.engine.requests import BackupRequest
+from hq_backups.engine.snapshots import backup as snapshots
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Prepared, Store, Stream
+from hq_backups.engine.stores.base import Prepared, SnapshotStore, Stream, StreamStore
 from hq_backups.engine.streams import ArtifactWriter, Digest, ReadBack
 from hq_backups.engine.upload import send_missing
 from hq_backups.engine.verify import clean_scratch
@@ -48,6 +49,8 @@ class Run:
 def back_up(config: Config, request: BackupRequest, run_id: str, events: Events) -> Exit:
     """Make one artifact; raises when nothing came of it, returns UPLOAD_FAILED when only the local copy did."""
     store = open_store(config, request.store)
+    if isinstance(store, SnapshotStore):
+        return snapshots.back_up(store, request, run_id, events)
     started = utc_now()
     run = Run(run_id, store.name, request.type, started, local_time(started, config.timezone))
     repository = LocalRepository(store.settings.backup_dir)
@@ -95,7 +98,9 @@ def back_up(config: Config, request: BackupRequest, run_id: str, events: Events)
         return Exit.OK if failure is None else Exit.UPLOAD_FAILED
 
 
-def _send_older(store: Store, repository: LocalRepository, run: Run, events: Events) -> HQBackupsError | None:
+def _send_older(
+    store: StreamStore, repository: LocalRepository, run: Run, events: Events
+) -> HQBackupsError | None:
     """Send what earlier runs could not; return what failed."""
     if all(m.run == run.id for m in good_local(store)):
         return None
@@ -107,7 +112,7 @@ def _send_older(store: Store, repository: LocalRepository, run: Run, events: Eve
 
 
 def _open_bucket(
-    store: Store, run: Run, name: str, repository: LocalRepository, events: Events, dry_run: bool
+    store: StreamStore, run: Run, name: str, repository: LocalRepository, events: Events, dry_run: bool
 ) -> BucketUpload | None:
     """Open the store's bucket, if it has one, and choose the key; raises ForeignObject."""
     if not store.settings.s3:
@@ -124,7 +129,7 @@ def _reason(failure: BaseException) -> str:
 
 
 def _make(
-    store: Store,
+    store: StreamStore,
     prepared: Prepared,
     run: Run,
     name: str,
@@ -178,7 +183,7 @@ def _make(
 
 
 def _write(
-    store: Store,
+    store: StreamStore,
     prepared: Prepared,
     run: Run,
     partial: Path,

@@ -18,12 +18,15 @@ from hq_backups.engine.errors import (
     CorruptBackup,
     PreflightFailed,
     RepositoryError,
+    ServiceError,
 )
 from hq_backups.engine.events import Events, format_utc
+from hq_backups.engine.expected import compare
 from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.repository.local import LocalArtifact, LocalRepository
+from hq_backups.engine.repository.snapshots import SnapshotRecords, bucket_manifests
 from hq_backups.engine.requests import CatalogRequest, Selection
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import SnapshotStore, Store, StreamStore
 
 if TYPE_CHECKING:
     from hq_backups.engine.repository.s3 import FoundManifest, S3Repository
@@ -61,8 +64,14 @@ class Entry:
         return {**public, "locations": [dict(place) for place in self.locations]}
 
 
-def entries(store: Store, request: CatalogRequest, events: Events) -> list[Entry]:
-    """Return a store's artifacts, newest first; a bucket that fails is a warning when both were asked for."""
+def entries(store: Store, request: CatalogRequest, events: Events, *, register: bool = False) -> list[Entry]:
+    """Return a store's artifacts, newest first; a bucket that fails is a warning when both were asked for.
+
+    With ``register`` a server is told of its repository where it does not know it yet.
+    """
+    if isinstance(store, SnapshotStore):
+        return _since(merge(_snapshot_entries(store, request, events, register)), request)
+    assert isinstance(store, StreamStore)  # noqa: S101 - there are these two kinds
     found: list[Entry] = []
     if request.source in ("local", "all"):
         found += local_entries(store)
@@ -75,13 +84,53 @@ def entries(store: Store, request: CatalogRequest, events: Events) -> list[Entry
             events.warning(
                 "bucket-unread", f"the bucket's backups are not listed: {error.message}. {error.hint}"
             )
-    merged = merge(found)
+    return _since(merge(found), request)
+
+
+def _since(merged: list[Entry], request: CatalogRequest) -> list[Entry]:
     if request.since:
-        merged = [e for e in merged if e.taken_at[:10] >= request.since]
+        return [e for e in merged if e.taken_at[:10] >= request.since]
     return merged
 
 
-def local_entries(store: Store) -> list[Entry]:
+def _snapshot_entries(
+    store: SnapshotStore, request: CatalogRequest, events: Events, register: bool
+) -> list[Entry]:
+    """Return what a server's repository holds, and what it should hold by the manifests and does not."""
+    if request.source not in (store.medium, "all"):
+        return []
+    records = SnapshotRecords(store.settings.backup_dir)
+    manifests = list(records.manifests(store.name))
+    if store.settings.s3:
+        try:
+            manifests += bucket_manifests(open_bucket(store), store.name)
+        except RepositoryError as error:
+            events.warning(
+                "bucket-unread", f"the bucket's manifests are not read: {error.message}. {error.hint}"
+            )
+    try:
+        kept = store.kept(events, register=register)
+    except ServiceError as error:
+        if request.source != "all":
+            raise
+        events.warning("cluster-unread", f"the snapshots are not compared: {error.message}. {error.hint}")
+        silent = "the cluster did not answer: whether it is still there is not known"
+        return [_managed(m, store.location(m.name), silent, None) for m in manifests]
+    found = []
+    for each in compare(manifests, kept):
+        location, verified = store.location(each.name), None
+        if each.manifest is not None:
+            verified = records.verified_at(each.manifest)
+            found.append(_managed(each.manifest, location, each.problem, verified))
+            continue
+        old = names.OldName(store.name)
+        taken = (each.kept.taken_at if each.kept else None) or datetime.fromtimestamp(0, UTC)
+        entry = _unmanaged(old, each.name, 0, taken, location, each.problem)
+        found.append(replace(entry, mode=store.mode, env=store.config.env))
+    return found
+
+
+def local_entries(store: StreamStore) -> list[Entry]:
     """Return what lies in the store's backup directory."""
     repository = LocalRepository(store.settings.backup_dir)
     try:
@@ -93,7 +142,7 @@ def local_entries(store: Store) -> list[Entry]:
         ) from error
 
 
-def _local_entry(found: LocalArtifact, store: Store) -> Entry | None:
+def _local_entry(found: LocalArtifact, store: StreamStore) -> Entry | None:
     location = {"kind": "local", "path": str(found.path)}
     if found.manifest is not None:
         if found.manifest.store != store.name:
@@ -109,7 +158,7 @@ def _local_entry(found: LocalArtifact, store: Store) -> Entry | None:
     return _unmanaged(old, found.path.name, found.size, taken, location, problem)
 
 
-def bucket_entries(store: Store, events: Events) -> list[Entry]:
+def bucket_entries(store: StreamStore, events: Events) -> list[Entry]:
     """Return what lies in the store's bucket, by its manifests and, without them, by its keys."""
     bucket = open_bucket(store)
     prefix = names.PREFIX[store.name]
@@ -137,7 +186,7 @@ def bucket_entries(store: Store, events: Events) -> list[Entry]:
     return found
 
 
-def _described(found: FoundManifest, store: Store, bucket: S3Repository) -> list[Entry]:
+def _described(found: FoundManifest, store: StreamStore, bucket: S3Repository) -> list[Entry]:
     """Return what a manifest in the bucket describes, if it is this store's; raises BadManifest."""
     key = found.key.removesuffix(names.MANIFEST_KEY_SUFFIX)
     if found.raw is None:
@@ -220,11 +269,16 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
     """Find the artifact that is meant, and the place to read it from; raises BackupNotFound."""
     path = Path(selection.name)
     # Some keys begin with a slash too.
-    if path.is_absolute() and selection.source != "s3" and (os.path.lexists(path) or not store.settings.s3):
+    if (
+        isinstance(store, StreamStore)
+        and path.is_absolute()
+        and selection.source != "s3"
+        and (os.path.lexists(path) or not store.settings.s3)
+    ):
         return _by_path(store, path)
-    source = selection.source or "all"
+    source = selection.source or (store.medium if isinstance(store, SnapshotStore) else "all")
     request = CatalogRequest((store.name,), source)
-    known = entries(store, request, events)
+    known = entries(store, request, events, register=True)
     try:
         entry = (_latest if selection.name == "latest" else _named)(store, selection, known)
     except BackupNotFound as missing:
@@ -235,14 +289,14 @@ def select(store: Store, selection: Selection, events: Events) -> tuple[Entry, d
             except RepositoryError as error:
                 raise error from missing
         raise
-    places = [p for p in entry.locations if selection.source in (None, p["kind"])]
+    places = [p for p in entry.locations if selection.source in (None, p["kind"], p.get("medium"))]
     if selection.version_id is not None:
         places = [p for p in places if p.get("version_id") == selection.version_id]
     places.sort(key=lambda p: p["kind"] != "local")
     return entry, places[0]
 
 
-def _by_path(store: Store, path: Path) -> tuple[Entry, dict[str, Any]]:
+def _by_path(store: StreamStore, path: Path) -> tuple[Entry, dict[str, Any]]:
     """Return a file, or a bare directory, that may lie anywhere and be called anything."""
     if path.is_dir() and (problem := store.directory_problem(path)) is not None:
         raise CorruptBackup(problem, name=path)

@@ -35,6 +35,9 @@ from hq_backups.engine.repository.s3 import FoundManifest, S3Repository, StoredO
 from hq_backups.engine.repository.s3_compare import encode_crc32
 from hq_backups.engine.repository.s3_object import RUN_METADATA
 from hq_backups.engine.requests import CheckRequest
+from hq_backups.engine.snapshots import check as snapshots
+from hq_backups.engine.stores import open_store
+from hq_backups.engine.stores.base import SnapshotStore
 
 STATUS_FILE = "s3_backup_status.txt"
 STATUS_MODE = 0o644
@@ -57,7 +60,7 @@ def check(config: Config, request: CheckRequest, run_id: str, events: Events) ->
     settings = config.store(request.store)
     now = utc_now()
     try:
-        findings = look(config, settings, request, now)
+        findings = _look(config, settings, request, now, events)
     except HQBackupsError as error:
         findings = (_not_asked(request.store, error),)
     except Exception as error:
@@ -70,6 +73,16 @@ def check(config: Config, request: CheckRequest, run_id: str, events: Events) ->
     if request.status_file:
         write_status(config, settings, findings, now, events)
     return judgement.worst(finding.exit_code for finding in findings)
+
+
+def _look(
+    config: Config, settings: StoreConfig, request: CheckRequest, now: datetime, events: Events
+) -> tuple[Finding, ...]:
+    store = open_store(config, request.store)
+    if isinstance(store, SnapshotStore):
+        schedule = Schedule(request.nadir_hour, _zone(config.timezone))
+        return snapshots.look(store, schedule, now, events)
+    return look(config, settings, request, now)
 
 
 def look(config: Config, settings: StoreConfig, request: CheckRequest, now: datetime) -> tuple[Finding, ...]:

@@ -93,6 +93,10 @@ class ServiceError(HQBackupsError):
     """{message}"""
 
 
+class Unanswered(ServiceError):
+    """{message}"""
+
+
 class BadPages(HQBackupsError):
     """the server found damaged pages: {message}"""
 

@@ -106,6 +106,8 @@ class BucketFacts:
     """Why it is taken to keep no versions."""
     fixed_keys: bool = True
     """Whether the settings want one key for each type and host."""
+    what: str = "bucket"
+    """What it is."""
 
 
 @dataclass(frozen=True)
@@ -294,10 +296,8 @@ def _why_none(rule: _Rule, seen: Sequence[Seen], bucket: BucketFacts, elsewhere:
     if bad:
         return f"the last one is damaged ({max(bad, key=lambda s: s.taken_at).key})"
     if elsewhere is not None:
-        return (
-            f"bucket {bucket.name} has none of this host, the newest is of {elsewhere.host} ({elsewhere.key})"
-        )
-    return f"bucket {bucket.name} has none at all"
+        return f"{bucket.what} {bucket.name} has none of this host, the newest is of {elsewhere.host} ({elsewhere.key})"
+    return f"{bucket.what} {bucket.name} has none at all"
 
 
 def _shrunk(store: str, good: Sequence[Seen], now: datetime) -> Iterator[Finding]:

@@ -7,8 +7,9 @@ versions. Dates and hours are the host's local time at the start of the run.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from hq_backups.engine.errors import UsageError
 from hq_backups.engine.events import format_utc
@@ -29,6 +30,10 @@ _EXT = r"(?P<ext>\.tar(?:\.gz|\.zst)?|\.gz|\.zst|\.sql)"
 _POSTGRES = re.compile(rf"postgres_(?P<env>.+)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
 _FILES = re.compile(rf"(?P<prefix>couchdb|blobdb)_{_TYPE}_{_DATE}{_TIME}{_EXT}\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+_SNAPSHOT = re.compile(
+    r"(?P<repository>.+)_(?P<year>\d{4})_(?P<month>[1-9]|1[0-2])_(?P<day>[1-9]|[12]\d|3[01])(?:_\d{6})?\Z"
+)
 
 # What CommCare's scripts have called their backups since 2016, in the order in which they are tried: a date
 # wins over a host's name that looks like one.
@@ -98,6 +103,32 @@ def dated_key(name: str, *, host: str | None = None, time: datetime | None = Non
     if time is not None:
         stem += f"_{time:%H%M%S}"
     return stem + parsed.ext
+
+
+def snapshot_name(repository: str, started: datetime, taken: Collection[str], purpose: str = "") -> str:
+    """Return ``<repository>_2026_8_2``, or with the time of day where that is ``taken``.
+
+    HQ's restore_es_snapshot looks for the former, unpadded. A ``purpose`` stands before the date, and has a time.
+    """
+    stem = f"{repository}_{purpose}_" if purpose else f"{repository}_"
+    name = f"{stem}{started.year}_{started.month}_{started.day}"
+    if not purpose and name not in taken:
+        return name
+    moment = started
+    while (timed := f"{name}_{moment:%H%M%S}") in taken:
+        moment += timedelta(seconds=1)
+    return timed
+
+
+def day_of_snapshot(name: str) -> datetime | None:
+    """Return the day that a snapshot's name tells, as a moment; None when it tells none."""
+    match = _SNAPSHOT.match(name)
+    if match is None:
+        return None
+    try:
+        return datetime(int(match["year"]), int(match["month"]), int(match["day"]), tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.requests import RestoreRequest
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import Store, StreamStore
 
 MARGIN = 64 << 20
 """Bytes that stay free beside what is unpacked."""
@@ -60,7 +60,7 @@ def plan_swap(
     request: RestoreRequest,
     location: Mapping[str, Any],
     manifest: Manifest,
-    store: Store,
+    store: StreamStore,
     target: Path,
     run_id: str,
     events: Events,
@@ -109,7 +109,11 @@ def plan_swap(
 
 
 def plan_beside(
-    request: RestoreRequest, location: Mapping[str, Any], manifest: Manifest, store: Store, events: Events
+    request: RestoreRequest,
+    location: Mapping[str, Any],
+    manifest: Manifest,
+    store: StreamStore,
+    events: Events,
 ) -> Plan:
     """Plan to unpack into a directory of the operator's; raises PreflightFailed."""
     target = Path(str(request.target_dir)).absolute()
@@ -147,7 +151,11 @@ def beside(target: Path) -> Path:
 
 
 def plan_in_place(
-    request: RestoreRequest, location: Mapping[str, Any], manifest: Manifest, store: Store, events: Events
+    request: RestoreRequest,
+    location: Mapping[str, Any],
+    manifest: Manifest,
+    store: StreamStore,
+    events: Events,
 ) -> Plan:
     """Plan to load into the running server; raises PreflightFailed."""
     facts = store.check_in_place(manifest, request, events)
@@ -192,5 +200,8 @@ def where(location: Mapping[str, Any]) -> str:
     """Return a location as an operator would write it."""
     if location["kind"] == "local":
         return str(location["path"])
+    if location["kind"] == "snapshot":
+        place = location.get("bucket") or location.get("path")
+        return f"snapshot repository {location['repository']} ({place})"
     version = f" (version {location['version_id']})" if location.get("version_id") else ""
     return f"s3://{location['bucket']}/{location['key']}{version}"

@@ -11,14 +11,17 @@ from hq_backups.engine.events import Events, utc_now
 from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.repository.local import LocalArtifact, LocalRepository
 from hq_backups.engine.requests import PruneRequest
+from hq_backups.engine.snapshots import prune as snapshots
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import SnapshotStore, StreamStore
 from hq_backups.engine.when import local_time
 
 
 def prune_verb(config: Config, request: PruneRequest, run_id: str, events: Events) -> Exit:
     """Prune one store's directory, by itself."""
     store = open_store(config, request.store)
+    if isinstance(store, SnapshotStore):
+        return snapshots.prune_verb(store, request, run_id, events)
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
     with StoreLock(repository.directory, run_id, "prune"):
@@ -28,7 +31,7 @@ def prune_verb(config: Config, request: PruneRequest, run_id: str, events: Event
 
 
 def prune(
-    store: Store,
+    store: StreamStore,
     repository: LocalRepository,
     events: Events,
     *,
@@ -62,7 +65,7 @@ def prune(
         events.emit("pruned", name=name, reason=decision.reason, dry_run=dry_run)
 
 
-def _artifact(found: LocalArtifact, store: Store) -> retention.Artifact | None:
+def _artifact(found: LocalArtifact, store: StreamStore) -> retention.Artifact | None:
     """Return what retention needs to know of a file; None for one that is not this store's."""
     manifest = found.manifest
     if manifest is not None:

@@ -72,6 +72,10 @@ class RestoreRequest:
     """The name that the restored node must have; None means whatever it calls itself."""
     also: tuple[str, ...] = ()
     """Artifacts of other nodes of the same cluster, by name, path or key: all become one."""
+    indices: tuple[str, ...] = ()
+    """Only these indices of a snapshot; empty means all of them."""
+    rename_prefix: str | None = None
+    """Restore under other names, which begin so, and leave what is live alone."""
     surveyed: Mapping[str, Any] | None = None
     """What a plan read out of an archive without a manifest, so that it is not read twice for that."""
 

@@ -29,9 +29,10 @@ from hq_backups.engine.locks import FileLock, StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.plan import Plan, beside, plan_beside, plan_in_place, plan_swap, staging_prefix
 from hq_backups.engine.requests import LoadRequest, RestoreRequest, Selection, UndoRequest, UnpackRequest
+from hq_backups.engine.snapshots import restore as snapshots
 from hq_backups.engine.source import compare, handed, opened
-from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Destination, Part, Store
+from hq_backups.engine.stores import open_store, open_stream
+from hq_backups.engine.stores.base import Destination, Part, SnapshotStore, StreamStore
 from hq_backups.engine.survey import describe
 from hq_backups.engine.swap import Swap, inode
 from hq_backups.engine.switchover import switch
@@ -44,6 +45,10 @@ _NOTHING_BACK = "there are no data now, as before: restore_backup {} latest"
 
 def restore(config: Config, request: RestoreRequest, run_id: str, events: Events) -> Exit:
     """Plan, and unless only the plan was asked for, restore."""
+    kind = open_store(config, request.selection.store)
+    if isinstance(kind, SnapshotStore):
+        entry, _ = select(kind, request.selection, events)
+        return snapshots.restore(kind, entry, request, run_id, events)
     location, manifest, store = _find(config, request, events)
     if request.target_dir is not None:
         return _beside(config, request, manifest, location, store, run_id, events)
@@ -96,7 +101,7 @@ def _unpack_beside(
     config: Config,
     manifest: Manifest,
     location: Mapping[str, Any],
-    store: Store,
+    store: StreamStore,
     plan: Plan,
     run_id: str,
     events: Events,
@@ -147,6 +152,8 @@ def _make_unfinished(plan: Plan, target: Path, staging: Path, run_id: str) -> Un
 def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> Exit:
     """Put back what the last restore set aside, or finish what a kill left between two renames."""
     store = open_store(config, request.store)
+    if isinstance(store, SnapshotStore):
+        return snapshots.undo(store, request, run_id, events)
     target = store.target().resolve()
     planned = Swap.load(target).journal
     events.emit("plan", undo=True, store=store.name, env=config.env, **_undo_facts(planned))
@@ -164,21 +171,21 @@ def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> E
     return Exit.OK
 
 
-def _clearing(store: Store, journal: Journal) -> list[str]:
+def _clearing(store: StreamStore, journal: Journal) -> list[str]:
     """Return what an operator deletes when the restored data are as they should be."""
     if journal.old_inode is None:
         return []
     return [f"delete the old data when you are sure:\n{_all_of(store, journal.old)}"]
 
 
-def _dropping(store: Store, journal: Journal) -> list[str]:
+def _dropping(store: StreamStore, journal: Journal) -> list[str]:
     """Return what an operator deletes when the data that were taken back are of no more use."""
     pattern = f"{glob.escape(str(journal.failed))}*"
     found = [Path(name) for name in glob.glob(pattern) if inode(Path(name)) == journal.new_inode]
     return [f"delete what was taken back when you need it no more:\n{_all_of(store, p)}" for p in found]
 
 
-def _all_of(store: Store, tree: Path) -> str:
+def _all_of(store: StreamStore, tree: Path) -> str:
     """List a data directory and what belongs to it elsewhere, a line each, as a shell takes them."""
     return "\n".join(shlex.quote(str(path)) for path in (tree, *store.outside(tree)))
 
@@ -220,7 +227,7 @@ def _refuse_unfinished(target: Path) -> None:
 
 def _find(
     config: Config, request: RestoreRequest, events: Events
-) -> tuple[Mapping[str, Any], Manifest, Store]:
+) -> tuple[Mapping[str, Any], Manifest, StreamStore]:
     """Return what is restored and where it lies; of several artifacts, what they are together."""
     location, manifest, store = _find_one(config, request, request.selection, events)
     if not request.also:
@@ -235,14 +242,14 @@ def _find(
 
 def _find_one(
     config: Config, request: RestoreRequest, selection: Selection, events: Events
-) -> tuple[Mapping[str, Any], Manifest, Store]:
+) -> tuple[Mapping[str, Any], Manifest, StreamStore]:
     entry, location = select(open_store(config, selection.store), selection, events)
     manifest = describe(config, entry, location, events, request.surveyed)
     if manifest.env != config.env and request.from_env != manifest.env:
         raise WrongEnvironment(
             theirs=manifest.env, ours=config.env, hint=f"When you mean it: --from-env {manifest.env}"
         )
-    return location, manifest, open_store(config, manifest.store, manifest.mode)
+    return location, manifest, open_stream(config, manifest.store, manifest.mode)
 
 
 def _require_confirmed(request: RestoreRequest, manifest: Manifest) -> None:
@@ -258,7 +265,7 @@ def _in_place(
     request: RestoreRequest,
     manifest: Manifest,
     location: Mapping[str, Any],
-    store: Store,
+    store: StreamStore,
     run_id: str,
     events: Events,
 ) -> Exit:
@@ -290,7 +297,7 @@ def _beside(
     request: RestoreRequest,
     manifest: Manifest,
     location: Mapping[str, Any],
-    store: Store,
+    store: StreamStore,
     run_id: str,
     events: Events,
 ) -> Exit:
@@ -374,7 +381,7 @@ def _make_parents(target: Path, owner: str) -> None:
 
 
 @contextmanager
-def _locks(store: Store, target: Path, run_id: str) -> Iterator[None]:
+def _locks(store: StreamStore, target: Path, run_id: str) -> Iterator[None]:
     """Keep other restores off the target, and backups off the store."""
     with contextlib.ExitStack() as stack:
         if target.parent.is_dir():
@@ -384,14 +391,14 @@ def _locks(store: Store, target: Path, run_id: str) -> Iterator[None]:
         yield
 
 
-def _store_lock(store: Store, run_id: str) -> AbstractContextManager[object]:
+def _store_lock(store: StreamStore, run_id: str) -> AbstractContextManager[object]:
     """Keep backups off the store, where this host makes any."""
     if not store.settings.backup_dir.is_dir():
         return contextlib.nullcontext()
     return StoreLock(store.settings.backup_dir, run_id, "restore")
 
 
-def _remove_leftovers(store: Store, target: Path, events: Events) -> None:
+def _remove_leftovers(store: StreamStore, target: Path, events: Events) -> None:
     """Remove the staging directories of restores that were killed, and what runs on them. Only under the lock."""
     if not target.parent.is_dir():
         return

@@ -14,13 +14,13 @@ from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.errors import BackupNotFound, CorruptBackup, PreflightFailed, ProducerFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import StreamStore
 from hq_backups.engine.streams import Digest, PlainReader, Readable
 
 
 @contextmanager
 def opened(
-    store: Store, location: Mapping[str, Any], manifest: Manifest, events: Events
+    store: StreamStore, location: Mapping[str, Any], manifest: Manifest, events: Events
 ) -> Iterator[PlainReader]:
     """Open an artifact as a stream of plain bytes, bounded by its manifest."""
 
@@ -35,7 +35,7 @@ def opened(
 
 
 @contextmanager
-def stored(store: Store, location: Mapping[str, Any]) -> Iterator[Readable]:
+def stored(store: StreamStore, location: Mapping[str, Any]) -> Iterator[Readable]:
     """Open what lies in a place: a file, an object, or a bare directory as a tar of it."""
     if location["kind"] == "local":
         path = Path(location["path"])
@@ -107,7 +107,7 @@ def _unreadable(path: Path, user: str | None = None) -> PreflightFailed:
 
 
 @contextmanager
-def _packed(store: Store, path: Path) -> Iterator[Readable]:
+def _packed(store: StreamStore, path: Path) -> Iterator[Readable]:
     """Read a directory as a tar: of one that nobody changes, the same bytes each time."""
     argv = ["tar", "--create", "--file=-", "--sort=name", "--format=gnu", "--hard-dereference"]
     argv += [f"--directory={path}", "."]

@@ -18,7 +18,7 @@ from hq_backups.engine.errors import BadManifest, CorruptBackup
 from hq_backups.engine.events import Events, format_utc, parse_utc, utc_now
 from hq_backups.engine.manifest import UNMANAGED, Manifest, load_manifest
 from hq_backups.engine.source import reader, stored
-from hq_backups.engine.stores import modes_of, open_store
+from hq_backups.engine.stores import modes_of, open_stream
 from hq_backups.engine.streams import CHUNK, PlainReader, Readable
 from hq_backups.engine.when import local_time
 
@@ -53,7 +53,7 @@ def _survey(config: Config, entry: Entry, location: Mapping[str, Any], events: E
     name = _name(entry)
     events.step("survey", f"{entry.name} has no manifest: reading it to its end to see what it holds")
     began = format_utc(utc_now())
-    store = open_store(config, entry.store)
+    store = open_stream(config, entry.store)
 
     def read(done: int) -> None:
         events.progress("read", done, entry.size)
@@ -63,7 +63,7 @@ def _survey(config: Config, entry: Entry, location: Mapping[str, Any], events: E
         codec = codecs.sniff(source.head)
         with reader(source, codec, name, on_stored=read) as plain:
             mode = _mode(entry, plain)
-            store = open_store(config, entry.store, mode)
+            store = open_stream(config, entry.store, mode)
             facts = store.walk(plain, None, events)
             digest = plain.digest()
     # From here on it is what any backup is: planned, unpacked and compared by its manifest.

@@ -15,14 +15,14 @@ from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.requests import LoadRequest, UnpackRequest
 from hq_backups.engine.source import compare, opened
-from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Destination, Part, Store
+from hq_backups.engine.stores import open_stream
+from hq_backups.engine.stores.base import Destination, Part, StreamStore
 
 
 def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
     """Unpack, compare with the manifest, let the store check its tree; raises CorruptBackup."""
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
-    store = open_store(config, manifest.store, manifest.mode)
+    store = open_stream(config, manifest.store, manifest.mode)
     spot = Destination(request.target, request.outer, request.replaces, request.only)
     if parts := store.parts(manifest):
         trees = [
@@ -41,14 +41,14 @@ def unpack(config: Config, request: UnpackRequest, events: Events) -> Exit:
 def load(config: Config, request: LoadRequest, events: Events) -> Exit:
     """Load into live data, compare with the manifest; raises CorruptBackup."""
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
-    store = open_store(config, manifest.store, manifest.mode)
+    store = open_stream(config, manifest.store, manifest.mode)
     with opened(store, request.location, manifest, events) as plain:
         store.load_in_place(plain, manifest, request.restore, events)
         compare(plain.digest(), manifest)
     return Exit.OK
 
 
-def _unpack_part(store: Store, part: Part, tree: Path, events: Events) -> Path:
+def _unpack_part(store: StreamStore, part: Part, tree: Path, events: Events) -> Path:
     tree.mkdir(mode=0o700)
     events.step("unpack", f"unpacking {part.manifest.name}")
     _unpack(store, part.manifest, part.location, Destination(tree), events)
@@ -57,7 +57,7 @@ def _unpack_part(store: Store, part: Part, tree: Path, events: Events) -> Path:
 
 
 def _unpack(
-    store: Store, manifest: Manifest, location: Mapping[str, Any], spot: Destination, events: Events
+    store: StreamStore, manifest: Manifest, location: Mapping[str, Any], spot: Destination, events: Events
 ) -> None:
     with opened(store, location, manifest, events) as plain:
         store.unpack(plain, spot, manifest, events)

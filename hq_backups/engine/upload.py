@@ -11,14 +11,17 @@ from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.repository.local import LocalRepository, file_sha256
 from hq_backups.engine.requests import UploadRequest
+from hq_backups.engine.snapshots import backup as snapshots
 from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.stores.base import SnapshotStore, StreamStore
 from hq_backups.engine.when import local_time
 
 
 def upload(config: Config, request: UploadRequest, run_id: str, events: Events) -> Exit:
     """Send what is missing, oldest first; raises UploadFailed at the first that does not arrive."""
     store = open_store(config, request.store)
+    if isinstance(store, SnapshotStore):
+        return snapshots.upload(store, run_id, events)
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
     with StoreLock(repository.directory, run_id, "upload"):
@@ -30,7 +33,7 @@ def upload(config: Config, request: UploadRequest, run_id: str, events: Events) 
             raise UploadFailed(error.message, store=store.name, hint=error.hint or None) from error
 
 
-def send_missing(store: Store, repository: LocalRepository, events: Events) -> Exit:
+def send_missing(store: StreamStore, repository: LocalRepository, events: Events) -> Exit:
     """Send every good local artifact that the bucket lacks. Under the lock."""
     # Two runs can begin in one second, and then have one id.
     there = {(e.run, e.sha256): e for e in bucket_entries(store, events) if e.problem is None}

@@ -16,9 +16,10 @@ from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.outer import inside
 from hq_backups.engine.repository.local import LocalRepository
 from hq_backups.engine.requests import VerifyRequest
+from hq_backups.engine.snapshots import verify as snapshots
 from hq_backups.engine.source import compare, opened
-from hq_backups.engine.stores import open_store
-from hq_backups.engine.stores.base import Destination, Store
+from hq_backups.engine.stores import open_store, open_stream
+from hq_backups.engine.stores.base import Destination, SnapshotStore, StreamStore
 from hq_backups.engine.survey import describe
 
 SCRATCH = ".verify-"
@@ -28,9 +29,11 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     """Verify one artifact; raises CorruptBackup and says what is wrong."""
     store = open_store(config, request.selection.store)
     entry, location = select(store, request.selection, events)
+    if isinstance(store, SnapshotStore):
+        return snapshots.verify(store, entry, request, run_id, events)
     events.step("verify", f"reading {entry.name} from {location.get('path') or location.get('key')}")
     manifest = describe(config, entry, location, events)
-    store = open_store(config, manifest.store, manifest.mode)
+    store = open_stream(config, manifest.store, manifest.mode)
     if request.records and entry.manifest is not None:
         store.expect(request.records)
     if request.deep:
@@ -57,7 +60,9 @@ def verify(config: Config, request: VerifyRequest, run_id: str, events: Events) 
     return Exit.OK
 
 
-def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id: str, events: Events) -> None:
+def _deep(
+    store: StreamStore, manifest: Manifest, location: dict[str, object], run_id: str, events: Events
+) -> None:
     store.check_deep(manifest)
     repository = LocalRepository(store.settings.backup_dir)
     repository.prepare(events)
@@ -86,7 +91,7 @@ def _deep(store: Store, manifest: Manifest, location: dict[str, object], run_id:
             (repository.directory / f"{SCRATCH}{run_id}.lock").unlink(missing_ok=True)
 
 
-def clean_scratch(store: Store, repository: LocalRepository, events: Events) -> None:
+def clean_scratch(store: StreamStore, repository: LocalRepository, events: Events) -> None:
     """Remove the scratch trees of runs that were killed; one that is in use is left alone."""
     for scratch in sorted(repository.directory.glob(f"{SCRATCH}*")):
         if scratch.suffix == ".lock" or not scratch.is_dir():

@@ -294,6 +294,18 @@ def test_an_unreadable_directory_fails_the_run(filled: BlobVictim) -> None:
     assert "may not read a directory, and what is in it would be missing: 'long'" in outcome.errors
 
 
+def test_the_lost_and_found_of_a_file_system_that_holds_only_blobs_is_not_looked_into(
+    filled: BlobVictim,
+) -> None:
+    found = filled.server.data_dir / "lost+found"
+    before = fingerprint(filled.server.data_dir)
+    found.mkdir(mode=0o700)
+    run_here("chown", "root:root", found)
+    do(filled, filled.backup())
+    do(filled, filled.restore())
+    assert fingerprint(filled.server.data_dir) == before
+
+
 def test_what_is_no_file_is_left_out_and_told(filled: BlobVictim) -> None:
     data = filled.server.data_dir
     before = fingerprint(data)

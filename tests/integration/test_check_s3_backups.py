@@ -567,17 +567,25 @@ class TestOnAHostLikeHqs:
         assert "NOPASSWD" in done.err
         assert not (hq.backups / check.STATUS_FILE).exists()
 
-    def test_what_is_not_built_is_said(self, hq: HqHost) -> None:
-        hq.configure(check_s3_backups_email="a@example.com", backup_es_s3=True)
+    def test_mail_is_said_not_to_be_built(self, hq: HqHost) -> None:
+        hq.configure(check_s3_backups_email="a@example.com")
         done = hq.run("check_s3_backups")
         assert done.code == 0, done
-        assert "WARNING: elasticsearch is not checked: it is not built in this release" in done.err
         assert "mails nobody" in done.err
-        named = hq.run("check_s3_backups", "postgres", "elasticsearch", "--no-email")
-        assert named.code == 2, named
-        assert "mails nobody" not in named.err
-        assert named.out.startswith("[OK] Last daily postgres backup is ")
-        assert "ERROR: store elasticsearch is not built yet" in named.err
+        quiet = hq.run("check_s3_backups", "postgres", "--no-email")
+        assert quiet.code == 0, quiet
+        assert "mails nobody" not in quiet.err
+
+    def test_a_cluster_that_does_not_answer_does_not_hide_the_other_stores(self, hq: HqHost) -> None:
+        hq.configure(backup_es_s3=True, elasticsearch_url="http://127.0.0.1:1")
+        try:
+            done = hq.run("check_s3_backups")
+        finally:
+            hq.configure(backup_es_s3=False)
+        assert done.code == 1, done
+        assert done.out.startswith("[OK] Last daily postgres backup is ")
+        assert "[ERROR] The elasticsearch backups could not be checked: " in done.out
+        assert "connection refused" in done.out
 
     def test_what_cannot_be_checked_is_an_error(self, hq: HqHost) -> None:
         test = hq.run("check_s3_backups", "--send-test-email")

@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from tests.testbed.cache import ProvisionError, cache_lock, publish, run, scratch
+from tests.testbed.elasticsearch import ElasticsearchNode, elasticsearch
 from tests.testbed.golang import go_tools
 from tests.testbed.packages import apt_install, packages, users
 from tests.testbed.places import IS_ROOT, bin_dirs, tool, wheel_postgres
@@ -77,6 +78,7 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "users": users,
     "postgres18": postgres_18,
     "postgres14": postgres_14,
+    "elasticsearch": elasticsearch,
     "servers": go_tools,
 }
 
@@ -98,7 +100,10 @@ def main(wanted: Sequence[str] = ()) -> int:
                 print(f"testbed: {name} ready ({time.monotonic() - began:.1f} s)")
     servers = ", ".join(f"PostgreSQL {version}" for version in sorted(bin_dirs()))
     others = ", ".join(name for name in ("versitygw", "toxiproxy-server", "pgbouncer", "sudo") if tool(name))
-    print(f"testbed: {servers or 'no PostgreSQL'}; {others or 'nothing else'}")
+    clusters = ", ".join(f"Elasticsearch {v}" for v in (6, 7) if not ElasticsearchNode.unavailable(v))
+    print(
+        f"testbed: {servers or 'no PostgreSQL'}; {clusters or 'no Elasticsearch'}; {others or 'nothing else'}"
+    )
     return 1 if failures and strict else 0
 
 

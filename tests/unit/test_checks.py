@@ -67,7 +67,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("E014", {"backup_blobdb": True}, {"backup_blobdb": False}, {"S3_BLOB_DB_SETTINGS": {"url": "x"}}),
     ("E015", {"backup_compression_level": 9}, {"backup_compression_level": 3}, {}),
     ("W001", {"pg_backup_to": "pg1"}, {"pg_backup_to": False}, {}),
-    ("W003", {"es_local_repo": True}, {"es_local_repo": False}, {}),
     ("W003", {"check_s3_backups_email": "a@b.c"}, {}, {}),
     ("W004", {"postgres_s3": True}, S3_ON, {}),
     ("W005", {"check_s3_backups_email": "a@b.c"}, {}, {"EMAIL_BACKEND": MAIL + "filebased.EmailBackend"}),
@@ -206,7 +205,7 @@ def test_a_missing_key_stops_only_the_stores_that_upload() -> None:
 
 
 def test_django_s_check_tells_them_with_ids_and_hints(settings: Any) -> None:
-    settings.HQ_BACKUPS = {"postgresql_s3": True, "es_local_repo": True}
+    settings.HQ_BACKUPS = {"postgresql_s3": True, "check_s3_backups_email": "a@b.c"}
     messages = {message.id: message for message in check_settings()}
     assert messages["hq_backups.E002"] == checks.Error(
         "settings.HQ_BACKUPS has the unknown name postgresql_s3",
@@ -214,7 +213,7 @@ def test_django_s_check_tells_them_with_ids_and_hints(settings: Any) -> None:
         id="hq_backups.E002",
     )
     assert messages["hq_backups.W003"].level == checks.WARNING
-    assert messages["hq_backups.W003"].obj == "backup_es_s3 or es_local_repo"
+    assert messages["hq_backups.W003"].obj == "check_s3_backups_email"
 
 
 def test_manage_py_check_runs_them(settings: Any) -> None:

@@ -15,6 +15,7 @@ from hq_backups import bridge, identity, restoring
 from hq_backups.engine.config import Job
 from hq_backups.engine.errors import Exit, WrongUser
 from hq_backups.engine.events import Event, Events, Sink
+from hq_backups.settings_table import BUILT_MODES
 
 SHA = "f" * 64
 PLAN = {
@@ -147,7 +148,10 @@ class TestRunBackup:
         run("run_backup", "postgres")
         assert engine.jobs[0].request["type"] == "manual"
 
-    def test_a_store_that_is_not_built_is_a_usage_error(self, engine: Engine) -> None:
+    def test_a_store_that_is_not_built_is_a_usage_error(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delitem(BUILT_MODES, "elasticsearch")
         ended = run("run_backup", "elasticsearch")
         assert (ended.code, ended.last) == (2, "RESULT failed run=- exit=2")
         assert "not built yet" in ended.err
@@ -169,18 +173,19 @@ class TestRunBackup:
         assert engine.jobs == []
 
     def test_all_fails_when_a_store_of_this_host_is_switched_on_but_not_built(
-        self, engine: Engine, settings: Any, tmp_path: Path
+        self, engine: Engine, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.delitem(BUILT_MODES, "couch")
         settings.HQ_BACKUPS = {
             **settings.HQ_BACKUPS,
-            "es_local_repo": True,
-            "elasticsearch_data_dir": str(tmp_path / "es"),
+            "backup_couch": True,
+            "couch_data_dir": str(tmp_path / "couch"),
         }
         assert run("run_backup", "all").code == 0
-        (tmp_path / "es").mkdir()
+        (tmp_path / "couch").mkdir()
         ended = run("run_backup", "all")
         assert ended.code == 1
-        assert "ERROR: store elasticsearch is not built yet" in ended.err
+        assert "ERROR: store couch is not built yet" in ended.err
         assert [job.request["store"] for job in engine.jobs] == ["postgres", "postgres"]
 
     def test_json_is_lines_of_events_and_the_result_is_on_standard_error(self, engine: Engine) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hq_backups import conf
 from hq_backups.engine.config import Job, StoreConfig
 from hq_backups.engine.errors import ConfigurationError, NotBuiltYet
+from hq_backups.settings_table import BUILT_MODES
 
 
 def resolve(environ: dict[str, str] | None = None, **given: Any) -> conf.Resolved:
@@ -84,7 +85,8 @@ def test_postgres_can_be_restored_while_its_backups_are_off() -> None:
         resolved.require("postgres", backup=True)
 
 
-def test_what_is_not_built_is_said_and_refused_for_a_backup_only() -> None:
+def test_what_is_not_built_is_said_and_refused_for_a_backup_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BUILT_MODES, "elasticsearch")
     resolved = resolve(backup_postgres="dump", backup_couch=True, backup_blobdb="yes", es_local_repo=True)
     assert resolved.enabled == ("postgres", "couch", "blobdb")
     assert resolved.unbuilt == ("elasticsearch",)

@@ -122,6 +122,12 @@ OURS = [
     "blobdb_restore_owner",
     "blobdb_restore_group",
     "blobdb_verifier",
+    "elasticsearch_backup_dir",
+    "elasticsearch_username",
+    "elasticsearch_password",
+    "elasticsearch_ca_file",
+    "es_repository_location",
+    "es_repository_readonly",
     "timezone",
 ]
 

@@ -13,6 +13,8 @@ from hq_backups.engine.errors import ProducerTruncated
 from hq_backups.engine.events import Events
 from hq_backups.engine.process import Producer
 
+LOST_FOUND = "lost+found"
+"""Where a whole file system is the blob directory: root's alone, and no blob's."""
 OWN = ".hq_backups-"
 """How our own directories begin, at the top of the blob directory: what a killed merge has left is no blob."""
 _ROOMY = 256 << 10
@@ -54,6 +56,7 @@ class BlobStream:
             "--blocking-factor=128",
             "--anchored",
             f"--exclude=./{OWN}*",
+            f"--exclude=./{LOST_FOUND}",
             f"--directory={directory}",
             ".",
         ]

@@ -123,6 +123,17 @@ class S3Repository:
         }
         return status, reasons.get(status)
 
+    def expires_noncurrent(self) -> bool:
+        """Tell whether a rule of the bucket deletes versions that are not current any more."""
+        try:
+            answer: Mapping[str, Any] = self.client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
+        except FAILURES as error:
+            if code_of(error) == "NoSuchLifecycleConfiguration":
+                return False
+            raise translate(error, self.config, self.bucket) from error
+        rules = answer.get("Rules") or ()
+        return any(r.get("Status") == "Enabled" and r.get("NoncurrentVersionExpiration") for r in rules)
+
     def probe(self, *, write: bool = True) -> None:
         """Find out cheaply that the bucket is there and may be listed and written; leaves nothing in it."""
         key = ".hq_backups-probe"

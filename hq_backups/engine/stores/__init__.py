@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from hq_backups.engine.config import Config
-from hq_backups.engine.errors import NotBuiltYet
-from hq_backups.engine.stores.base import Store
+from hq_backups.engine.errors import NotBuiltYet, UsageError
+from hq_backups.engine.stores.base import SnapshotStore, StreamStore
 from hq_backups.engine.stores.blobdb import BlobDB
 from hq_backups.engine.stores.couch import Couch
+from hq_backups.engine.stores.elasticsearch import Elasticsearch
 from hq_backups.engine.stores.postgres_dump import PostgresDump
 from hq_backups.engine.stores.postgres_plain import PostgresPlain
 
-REGISTRY: dict[tuple[str, str], type[Store]] = {
+STREAMS: dict[tuple[str, str], type[StreamStore]] = {
     (store.name, store.mode): store for store in (PostgresPlain, PostgresDump, Couch, BlobDB)
 }
+SNAPSHOTS: dict[tuple[str, str], type[SnapshotStore]] = {
+    (store.name, store.mode): store for store in (Elasticsearch,)
+}
+REGISTRY: dict[tuple[str, str], type[StreamStore] | type[SnapshotStore]] = {**STREAMS, **SNAPSHOTS}
 
 
-def open_store(config: Config, name: str, mode: str | None = None) -> Store:
+def open_store(config: Config, name: str, mode: str | None = None) -> StreamStore | SnapshotStore:
     """Return the store ``name`` in the configured ``mode`` (or the one that an artifact has)."""
     settings = config.store(name)
     wanted = mode or settings.mode
@@ -28,6 +33,14 @@ def open_store(config: Config, name: str, mode: str | None = None) -> Store:
         ) from None
 
 
-def modes_of(name: str) -> list[type[Store]]:
-    """Return the store ``name`` in each of its modes."""
-    return [store for (each, _), store in REGISTRY.items() if each == name]
+def open_stream(config: Config, name: str, mode: str | None = None) -> StreamStore:
+    """Return a store whose backups are files; raises UsageError for one whose server keeps them."""
+    store = open_store(config, name, mode)
+    if isinstance(store, SnapshotStore):
+        raise UsageError(f"backups of {name} are kept by its own server, not in files")
+    return store
+
+
+def modes_of(name: str) -> list[type[StreamStore]]:
+    """Return the store ``name``, whose backups are files, in each of its modes."""
+    return [store for (each, _), store in STREAMS.items() if each == name]

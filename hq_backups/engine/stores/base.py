@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -77,12 +78,10 @@ class Stream(Protocol):
 
 
 class Store(ABC):
-    """One data store of this host."""
+    """One data store of this host: what every kind of store has."""
 
     name: ClassVar[str]
     mode: ClassVar[str]
-    looks: ClassVar[str]
-    """What an artifact of this mode is, unpacked, in words: ``a tar archive``."""
     counted: ClassVar[str | None] = None
     """The number in a manifest's ``source`` that a backup must not lose most of, beside its bytes."""
 
@@ -90,6 +89,13 @@ class Store(ABC):
         """Take the whole configuration and this store's part of it; nothing is touched."""
         self.config = config
         self.settings = settings
+
+
+class StreamStore(Store):
+    """A store that is backed up as a stream of bytes, into a file and an object of ours."""
+
+    looks: ClassVar[str]
+    """What an artifact of this mode is, unpacked, in words: ``a tar archive``."""
 
     @abstractmethod
     def prepare(self, last: Manifest | None, events: Events) -> Prepared:
@@ -236,3 +242,113 @@ class Store(ABC):
     @abstractmethod
     def next_steps(self, manifest: Manifest | None = None) -> list[str]:
         """Return what an operator does after a restore; without a manifest, after one was taken back."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One snapshot as the repository of a server lists it."""
+
+    name: str
+    identity: str
+    """What tells it from a later one of the same name."""
+    taken_at: datetime | None = None
+    """UTC; None when that cannot be read."""
+    problem: str | None = None
+    size: int = 0
+    """0 while nothing tells it."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a restore of parts of a snapshot would meet."""
+
+    parts: tuple[str, ...]
+    """What is restored, by the store's names."""
+    live: tuple[str, ...]
+    """Those that are there now and can be saved first."""
+    lost: tuple[str, ...]
+    """Those that are there and too damaged to be saved."""
+    facts: Mapping[str, Any]
+    free: int
+    needed: int
+    largest: int = 0
+
+
+class SnapshotStore(Store):
+    """A store whose server makes its backups itself and keeps them in a repository of its own: ours to conduct."""
+
+    @property
+    @abstractmethod
+    def medium(self) -> str:
+        """Return what stands for the repository's place where a source is chosen: local or s3."""
+
+    @abstractmethod
+    def location(self, name: str) -> dict[str, Any]:
+        """Return where a snapshot lies; its ``kind`` is ``snapshot``."""
+
+    @abstractmethod
+    def prepare(self, events: Events, only: Collection[str] = (), *, dry_run: bool = False) -> Prepared:
+        """Check access, the repository and that all data, or ``only`` some, are whole; raises PreflightFailed."""
+
+    @abstractmethod
+    def new_name(self, started: datetime, taken: Collection[str], purpose: str = "") -> str:
+        """Return a free name; ``started`` is in the host's time zone."""
+
+    @abstractmethod
+    def take(self, name: str, prepared: Prepared, events: Events) -> Mapping[str, Any]:
+        """Take a snapshot and return its ``source`` with its ``bytes``; raises when it is not whole."""
+
+    @abstractmethod
+    def kept(self, events: Events, *, register: bool = False) -> list[Kept]:
+        """Return what the repository holds, in a bounded number of requests; raises when it cannot be read.
+
+        With ``register`` the server is told of the repository where it does not know it yet.
+        """
+
+    @abstractmethod
+    def survey(self, name: str) -> Mapping[str, Any]:
+        """Return the ``source`` of a snapshot that has no manifest, with its ``bytes``; raises CorruptBackup."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove one snapshot."""
+
+    @abstractmethod
+    def check(self, manifest: Manifest) -> str:
+        """Read a snapshot's metadata and compare them with its manifest; raises CorruptBackup."""
+
+    @abstractmethod
+    def parts(self, manifest: Manifest) -> dict[str, int]:
+        """Return what a snapshot is restored by, and the bytes of each."""
+
+    @abstractmethod
+    def situation(self, manifest: Manifest, request: RestoreRequest) -> Situation:
+        """Say what a restore would meet; raises PreflightFailed when it cannot be done."""
+
+    @abstractmethod
+    def try_out(self, manifest: Manifest, part: str, scratch: str, events: Events) -> int:
+        """Restore a part under a name of its own, judge it and remove it; raises CorruptBackup."""
+
+    @abstractmethod
+    def put_beside(self, manifest: Manifest, part: str, name: str, events: Events) -> int:
+        """Restore a part under another name, to stay; raises CorruptBackup, and then leaves none."""
+
+    @abstractmethod
+    def replace(self, manifest: Manifest, part: str, events: Events) -> int:
+        """Restore a part under its own name, over what is there; raises CorruptBackup."""
+
+    @abstractmethod
+    def drop(self, part: str) -> None:
+        """Remove a part that a restore made."""
+
+    @abstractmethod
+    def scratch(self, run: str) -> str:
+        """Return how the names of everything begin that a run makes and removes again."""
+
+    @abstractmethod
+    def clean_scratch(self, prefix: str) -> list[str]:
+        """Remove what a killed run left under such names; return it."""
+
+    @abstractmethod
+    def next_steps(self, parts: Sequence[str] = ()) -> list[str]:
+        """Return what an operator does after a restore."""

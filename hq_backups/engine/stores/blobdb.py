@@ -28,14 +28,14 @@ from hq_backups.engine.errors import (
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.requests import BlobRecord, RestoreRequest
-from hq_backups.engine.stores.base import Destination, Prepared, Store, Stream
+from hq_backups.engine.stores.base import Destination, Prepared, Stream, StreamStore
 from hq_backups.engine.streams import PlainReader
 
 _BLOCK = 4096
 """Bytes that a filesystem gives a file at least."""
 
 
-class BlobDB(Store):
+class BlobDB(StreamStore):
     """HQ's blob directory."""
 
     name = "blobdb"

@@ -38,7 +38,7 @@ from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest, load_manifest
 from hq_backups.engine.requests import RestoreRequest
-from hq_backups.engine.stores.base import Destination, Part, Prepared, Store, Stream
+from hq_backups.engine.stores.base import Destination, Part, Prepared, Stream, StreamStore
 from hq_backups.engine.streams import PlainReader
 
 ASK_SECONDS = 20.0
@@ -52,7 +52,7 @@ _LEFT_TO_DO = (
 )
 
 
-class Couch(Store):
+class Couch(StreamStore):
     """The data directory of a CouchDB node."""
 
     name = "couch"

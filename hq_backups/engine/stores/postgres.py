@@ -29,7 +29,7 @@ from hq_backups.engine.postgres.psql import Server, last_line
 from hq_backups.engine.postgres.tools import Tools
 from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.service import find_postgres_service
-from hq_backups.engine.stores.base import Outer, Store
+from hq_backups.engine.stores.base import Outer, StreamStore
 
 SHOWN = 20
 """How many names a message lists."""
@@ -38,7 +38,7 @@ LOSS = 0.1
 _SOCKET_DIRECTORIES = ("/var/run/postgresql", "/tmp")  # noqa: S108  where distributions put the server's socket
 
 
-class PostgresStore(Store):
+class PostgresStore(StreamStore):
     """A PostgreSQL cluster."""
 
     name = "postgres"

@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 
 from hq_backups import bridge, conf, identity
 from hq_backups.cli import EngineCommand, interpreter, require_built, store_name
-from hq_backups.conf.engine import S3_SWITCHES
+from hq_backups.conf.engine import is_checked
 from hq_backups.engine.config import Job, to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, NotBuiltYet, UsageError
 from hq_backups.engine.events import Event
@@ -60,7 +60,7 @@ class Command(EngineCommand):
 
     def uploading(self, resolved: conf.Resolved) -> list[str]:
         """Return the stores that are switched on and go to S3; what is not built is said."""
-        uploading = [store for store in resolved.switched_on if resolved[S3_SWITCHES[store]]]
+        uploading = [store for store in resolved.switched_on if is_checked(resolved, store)]
         for store in uploading:
             if store not in BUILT_MODES:
                 self.note(f"{store} is not checked: it is not built in this release")
@@ -76,7 +76,7 @@ class Command(EngineCommand):
         """Check one store, as its user, or where that cannot be as this one, without its status file."""
         require_built(store)
         job = self.job("check", CheckRequest(store), store)
-        if not job.config.store(store).s3:
+        if not is_checked(self.resolved, store):
             raise UsageError(
                 f"upload to S3 is off for {store}", hint="See the settings: list_backups --config"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Command(EngineCommand):
   %(prog)s couch latest --new-node couchdb@10.0.0.5
   %(prog)s blobdb latest --merge        add what is missing
   %(prog)s blobdb latest --only KEY KEY --target-dir /mnt/x
+  %(prog)s elasticsearch latest --indices forms,cases
+  %(prog)s elasticsearch latest --rename-prefix old-
   %(prog)s postgres latest --noinput --confirm-env monolith"""
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -98,6 +101,18 @@ class Command(EngineCommand):
             default=[],
             help="blobdb, with --merge or --target-dir: only these blobs, or all below such a directory",
         )
+        parser.add_argument(
+            "--indices",
+            metavar="A,B",
+            type=index_names,
+            default=(),
+            help="elasticsearch: only these indices of the snapshot",
+        )
+        parser.add_argument(
+            "--rename-prefix",
+            metavar="P",
+            help="elasticsearch: restore under names that begin so, beside what is live",
+        )
         parser.add_argument("--disconnect", action="store_true", help="go on over open client connections")
 
     def perform(self, **options: Any) -> Exit:
@@ -121,6 +136,9 @@ class Command(EngineCommand):
         for name in ("new_node", "also"):
             if options[name] and options["store"] != "couch":
                 raise UsageError(f"--{name.replace('_', '-')} is for couch only")
+        for name in ("indices", "rename_prefix"):
+            if options[name] and (options["store"] != "elasticsearch" or options["undo"]):
+                raise UsageError(f"--{name.replace('_', '-')} goes with a backup of elasticsearch")
         if options["undo"] and options["also"]:
             raise UsageError("--also goes with the name of a backup, not with --undo")
         (store,) = self.stores(options["store"])
@@ -139,8 +157,18 @@ class Command(EngineCommand):
             also=tuple(options["also"]),
             merge=options["merge"],
             only=tuple(options["only"]),
+            indices=tuple(options["indices"]),
+            rename_prefix=options["rename_prefix"],
         )
         return restoring.confirmed_run(self, "restore", request, options)
+
+
+def index_names(text: str) -> tuple[str, ...]:
+    """Return names between commas, each an exact one."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or any("*" in name for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} are not names of indices, with commas between them")
+    return names
 
 
 def _require_parts(store: str, options: Mapping[str, Any]) -> None:

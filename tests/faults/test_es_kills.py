@@ -1,0 +1,308 @@
+"""Nodes and runs that die in the middle, disks that fill: the last good snapshot stays, and the next run is good."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from django.test import override_settings
+
+from hq_backups import conf
+from hq_backups.engine.config import Job, to_plain
+from hq_backups.engine.elasticsearch.client import Cluster
+from hq_backups.engine.elasticsearch.snapshot import Patience
+from hq_backups.engine.entry import run_job
+from hq_backups.engine.requests import BackupRequest, RestoreRequest, Selection, VerifyRequest
+from hq_backups.engine.stores import elasticsearch as store
+from tests.conftest import require_service
+from tests.integration.es_helpers import ENV, REPOSITORY, Host, contents, fill, host_of
+from tests.testbed.elasticsearch import ElasticsearchNode
+from tests.testbed.places import server_user
+from tests.testbed.process import give, short_directory
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.elasticsearch6, pytest.mark.faults]
+
+Send = Callable[[Cluster, str, str, Any, float], Any]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[ElasticsearchNode]:
+    """Run a node of these tests' own, to be killed."""
+    reason = ElasticsearchNode.unavailable(6)
+    require_service("Elasticsearch 6", not reason, reason)
+    with short_directory() as workdir, ElasticsearchNode(6, workdir / "es") as made:
+        yield made
+
+
+@pytest.fixture
+def host(node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+    with host_of(node) as made:
+        fill(node, documents=6)
+        yield made
+
+
+def at(
+    monkeypatch: pytest.MonkeyPatch, wanted: Callable[[str], bool], do: Callable[[], None], count: int = 1
+) -> None:
+    """Do something right before the count-th request that is wanted, once."""
+    real: Send = Cluster._send
+    seen: list[str] = []
+
+    def send(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:
+        if wanted(f"{method} {url}"):
+            seen.append(url)
+            if len(seen) == count:
+                do()
+        return real(self, method, url, body, seconds)
+
+    monkeypatch.setattr(Cluster, "_send", send)
+
+
+def polls(text: str) -> bool:
+    return text.startswith("GET") and f"/{REPOSITORY}/{REPOSITORY}_" in text and "_status" not in text
+
+
+def throttle(host: Host, rate: str) -> None:
+    """Register the repository as wanted, only slow."""
+    settings = {"location": host.settings["es_repository_location"], "max_snapshot_bytes_per_sec": rate}
+    host.node.request("PUT", f"/_snapshot/{REPOSITORY}", {"type": "fs", "settings": settings})
+
+
+def crash(node: ElasticsearchNode) -> None:
+    node.kill()
+    node.start()
+    node.request("GET", "/_cluster/health?wait_for_status=yellow&timeout=20s")
+
+
+def names(host: Host) -> set[str]:
+    return {str(e["name"]) for e in host.entries()}
+
+
+def test_a_node_that_dies_in_a_snapshot_fails_the_run_and_the_next_one_is_good(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.good("run_backup", "elasticsearch")
+    before = names(host)
+    throttle(host, "3kb")
+    host.node.bulk("forms", {f"x{n}": {"name": f"{n * 7919}" * 9} for n in range(200)})
+    with monkeypatch.context() as patch:
+        at(patch, polls, lambda: crash(host.node), 3)
+        ended = host.run("run_backup", "elasticsearch")
+    assert ended.code == 1, ended.text
+    assert "vanished while it was taken" in ended.err
+    assert names(host) == before
+    throttle(host, "40mb")
+    host.good("run_backup", "elasticsearch")
+    assert len(names(host)) == 2
+    assert "BAD" not in host.good("list_backups", "elasticsearch").out
+
+
+def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.good("run_backup", "elasticsearch")
+    host.node.bulk("forms", {"late": {"name": "late"}})
+    before = contents(host.node)
+    with monkeypatch.context() as patch:
+        closed: list[str] = []
+
+        def in_place(text: str) -> bool:
+            if text.endswith("/forms/_close"):
+                closed.append(text)
+            return bool(closed) and "_cluster/state/customs" in text
+
+        at(patch, in_place, lambda: (host.node.request("DELETE", "/forms"), crash(host.node))[0])
+        ended = host.restore("latest", "--indices", "forms")
+    assert ended.code == 8, ended.text
+    assert "put back as it was" in ended.err
+    assert contents(host.node) == before
+    assert host.restore("latest", "--indices", "forms").code in (0, 5)
+
+
+def test_a_node_that_dies_in_a_deletion_is_asked_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        host.good("run_backup", "elasticsearch")
+    old = min(names(host))
+    words = ("prune_backups", "elasticsearch", "--manual-older-than", "0")
+    record = host.records / f".{old}.json"
+    aged = record.read_text().replace('"local_date": "20', '"local_date": "19')
+    record.write_text(aged.replace('"started_at": "20', '"started_at": "19'))
+    with monkeypatch.context() as patch:
+        at(patch, lambda text: text.startswith("DELETE"), host.node.kill)
+        ended = host.run(*words)
+    host.node.start()
+    host.node.settled("forms")
+    assert (ended.code, "the next run tries again" in ended.err) == (0, True), ended.text
+    assert old in names(host)
+    # This time it is deleted, and the answer lost.
+    real: Send = Cluster._send
+
+    def lose(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:
+        answer = real(self, method, url, body, seconds)
+        if method == "DELETE":
+            raise requests.ConnectionError("Connection aborted: reset by peer")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "_send", lose)
+        assert host.run(*words).code == 0
+    host.good(*words)
+    assert old not in names(host)
+
+
+def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    throttle(host, "6kb")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        at(patch, polls, interrupt, 2)
+        ended = host.run("run_backup", "elasticsearch")
+    assert ended.code == 1, ended.text
+    assert "cancelled by the operator" in ended.err
+    assert names(host) == set()
+    assert not host.node.request("GET", "/_snapshot/_status")["snapshots"]
+    host.good("run_backup", "elasticsearch")
+
+
+def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=1.0, poll=0.1))
+    throttle(host, "1kb")
+    ended = host.run("run_backup", "elasticsearch")
+    assert ended.code == 1, ended.text
+    assert "has not moved for" in ended.err
+    assert names(host) == set()
+
+
+def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
+    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+    disk = small_disk("2m")
+    give(disk, server_user())
+    with (
+        short_directory() as workdir,
+        ElasticsearchNode(6, workdir / "es", disk) as node,
+        host_of(node) as host,
+    ):
+        fill(node, documents=5)
+        host.good("run_backup", "elasticsearch")
+        kept = names(host)
+        node.bulk("forms", {f"x{n}": {"blob": os.urandom(900).hex()} for n in range(3000)})
+        ended = host.run("run_backup", "elasticsearch")
+        assert ended.code == 1, ended.text
+        assert "No space left on device" in ended.err or "vanished" in ended.err
+        assert kept <= names(host)
+        node.request("DELETE", "/forms")
+        assert host.run("verify_backup", min(kept), "--deep").code == 0
+
+
+# The run itself is killed right before its n-th request, in a child.
+
+RUN = "20261124T000000Z-es0-elasticsearch"
+
+
+def job(host: Host, verb: str, request: Any) -> Job:
+    with override_settings(HQ_BACKUPS=host.settings, SERVER_ENVIRONMENT=ENV):
+        config = conf.resolve().config(("elasticsearch",))
+    return Job(verb, config, to_plain(request), RUN)
+
+
+def killed_before(work: Job, step: int) -> bool:
+    """Run a job in a child that is killed before its step-th request; tell whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        real: Send = Cluster._send
+        count = 0
+
+        def send(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, method, url, body, seconds)
+
+        Cluster._send = send  # type: ignore[method-assign]
+        try:
+            run_job(work, lambda event: None)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+SOME, ALL = (3, 9, 12, 14, 16), tuple(range(1, 60))
+STEPS = pytest.mark.parametrize(
+    "steps", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "every-step"]
+)
+
+
+@STEPS
+def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is_good(
+    host: Host, steps: tuple[int, ...]
+) -> None:
+    host.good("run_backup", "elasticsearch")
+    first = names(host)
+    work = job(host, "backup", BackupRequest("elasticsearch", "daily"))
+    killed = 0
+    for step in steps:
+        if not killed_before(work, step):
+            break
+        killed += 1
+        host.good("run_backup", "elasticsearch")
+        listed = host.good("list_backups", "elasticsearch")
+        assert "BAD" not in listed.out
+        assert "unmanaged" not in listed.out
+        assert first <= names(host)
+        assert not list(host.records.glob(".*.note.json"))
+    assert killed >= 4
+
+
+@STEPS
+def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[int, ...]) -> None:
+    host.good("run_backup", "elasticsearch")
+    (name,) = names(host)
+    host.node.bulk("cases", {"late": {"name": "late"}})
+    host.node.request("DELETE", "/users.2024")
+    before = contents(host.node)
+    request = RestoreRequest(Selection("elasticsearch", name), indices=("cases", "users.2024"))
+    killed, undone = 0, 0
+    for step in [5, 20, 32, 40, 46, 52, 58] if steps == SOME else range(1, 120):
+        if not killed_before(job(host, "restore", request), step):
+            break
+        killed += 1
+        notes = [json.loads(p.read_bytes()) for p in host.records.glob(".*.restore.note.json")]
+        if any(note["open"] for note in notes):
+            refused = host.restore(name)
+            assert (refused.code, "--undo" in refused.err) == (5, True), refused.text
+            ended = host.restore("--undo")
+            assert ended.code == 0, (step, ended.text)
+            undone += 1
+        else:
+            host.good("verify_backup", name, "--deep")
+        assert contents(host.node) == before, step
+    assert killed >= 4
+    assert undone >= 1
+
+
+def test_a_drill_that_was_killed_is_cleaned_up_by_the_next_run(host: Host) -> None:
+    host.good("run_backup", "elasticsearch")
+    (name,) = names(host)
+    before = host.node.indices()
+    work = job(host, "verify", VerifyRequest(Selection("elasticsearch", name), deep=True))
+    left = 0
+    for step in range(9, 24, 2):
+        assert killed_before(work, step)
+        left += any(index.startswith("hqb-scratch-") for index in host.node.indices())
+        ended = host.good("run_backup", "elasticsearch")
+        assert host.node.indices() == before, ended.text
+    assert left
