@@ -22,6 +22,8 @@ from tests.testbed.toxiproxy import Toxiproxy
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.elasticsearch6]
 
+TO_S3: dict[str, Any] = {"es_local_repo": False, "backup_es_s3": True}
+
 
 @pytest.fixture
 def host(es6: ElasticsearchNode) -> Iterator[Host]:
@@ -190,17 +192,21 @@ class TestOthers:
         host.good("prune_backups", "elasticsearch", "--manual-older-than", "0", elasticsearch_backup_days=0)
         assert {old, "by-hand"} <= {e["name"] for e in host.entries()}
 
-    def test_no_cluster_does_not_stop_the_other_stores(self, host: Host) -> None:
+    @pytest.fixture
+    def blobs(self, host: Host) -> dict[str, Any]:
+        """Return the settings of a store beside it, with something to back up."""
         blobs = host.home / "blobdb"
         (blobs / "form-1").mkdir(parents=True)
         (blobs / "form-1" / "attachment").write_bytes(b"x" * 1000)
-        both: dict[str, Any] = {
+        return {
             "backup_blobdb": True,
             "blobdb_dir_path": str(blobs),
             "blobdb_backup_dir": str(host.home / "blob-backups"),
             "blobdb_backup_os_user": me(),
-            "elasticsearch_url": "http://127.0.0.1:1",
         }
+
+    def test_no_cluster_does_not_stop_the_other_stores(self, host: Host, blobs: dict[str, Any]) -> None:
+        both = {**blobs, "elasticsearch_url": "http://127.0.0.1:1"}
         ended = host.run("run_backup", "all", **both)
         assert ended.code == 1
         assert f"the Elasticsearch at {both['elasticsearch_url']} did not answer GET /" in ended.err
@@ -208,6 +214,33 @@ class TestOthers:
         assert "made blobdb_manual" in ended.out
         listed = host.run("list_backups", **both)
         assert "blobdb_manual" in listed.out
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({**TO_S3, "es_snapshot_bucket": "s3://bucket/es"}, "es_snapshot_bucket"),
+            (TO_S3, "backup_es_s3 is on, but no S3 credentials are set"),
+            (
+                {**TO_S3, "AMAZON_S3_ACCESS_KEY": "k"},
+                "the S3 key is set by half: AMAZON_S3_SECRET_KEY is missing",
+            ),
+            ({"backup_es_s3": True}, "backup_es_s3 and es_local_repo exclude each other"),
+            ({"es_repository_location": "/elsewhere"}, "path.repo: ["),
+            ({"elasticsearch_url": "es0:port"}, "elasticsearch_url"),
+        ],
+        ids=["bucket", "no-key", "half-a-key", "bucket-and-directory", "no-path.repo", "address"],
+    )
+    def test_settings_that_are_half_done_do_not_stop_the_other_stores(
+        self, host: Host, blobs: dict[str, Any], changes: dict[str, Any], said: str
+    ) -> None:
+        ended = host.run("run_backup", "all", **blobs, **changes)
+        assert ended.code == 1
+        assert said in ended.err
+        assert "ERROR: " in ended.err
+        assert "  next: " in ended.err
+        assert "made blobdb_manual" in ended.out
+        assert registered(host) == {}
+        assert "blobdb_manual" in host.good("list_backups", "blobdb", **blobs, **changes).out
 
 
 class TestRetention:
