@@ -114,6 +114,21 @@ def indices_deleted(host: Host, first: str) -> None:
     shutil.rmtree(host.repository / "indices")
 
 
+def global_metadata_deleted(host: Host, first: str) -> None:
+    (host.repository / f"meta-{uuid_of(host, first)}.dat").unlink()
+
+
+def shard_lists_deleted(host: Host, first: str) -> None:
+    lists = list(host.repository.glob("indices/*/*/index-*"))
+    assert lists
+    for path in lists:
+        path.unlink()
+
+
+def pointer_deleted(host: Host, first: str) -> None:
+    (host.repository / "index.latest").unlink()
+
+
 LIST, VERIFY, DEEP = "list", "verify", "deep"
 DAMAGES: list[tuple[Damage, str]] = [
     (segments_flipped, DEEP),
@@ -156,6 +171,31 @@ def test_it_is_found_by_the_cheapest_command_and_never_harms_what_is_live(
     assert contents(host.node) == before
 
 
+HARMLESS: list[Damage] = [global_metadata_deleted, shard_lists_deleted, pointer_deleted]
+
+
+@pytest.mark.parametrize("damage", HARMLESS, ids=[d.__name__ for d in HARMLESS])
+def test_what_no_restore_needs_is_no_alarm_and_stops_nothing(host: Host, damage: Damage) -> None:
+    first, second = names(host)
+    then, now = {str(n) for n in range(8)}, {*(str(n) for n in range(8)), "later"}
+    damage(host, first)
+
+    assert names(host) == [first, second]
+    assert "BAD:" not in host.good("list_backups", "elasticsearch").text
+    check = host.good("check_s3_backups", "elasticsearch")
+    assert "[ALERT]" not in check.out
+    for name in (first, second):
+        host.good("verify_backup", name)
+        host.good("verify_backup", name, "--deep")
+    assert set(host.node.documents("cases")) == now
+    restored = host.restore(first)
+    assert restored.code == 0, restored.text
+    assert set(host.node.documents("cases")) == then
+    # What is taken afterwards is whole too.
+    host.good("run_backup", "elasticsearch", "--type", "daily")
+    host.good("verify_backup", names(host)[-1], "--deep")
+
+
 def test_a_list_that_went_back_in_time_is_noticed_by_what_is_missing(host: Host) -> None:
     first, second = names(host)
     list_deleted(host, first)
@@ -167,6 +207,32 @@ def test_a_list_that_went_back_in_time_is_noticed_by_what_is_missing(host: Host)
     assert check.code == 3
     assert f"[ALERT] {second}: it is missing in the repository" in check.out
     assert host.restore(second).code == 3
+
+
+def test_a_directory_that_is_not_there_is_an_alarm_and_all_is_well_when_it_is_back(host: Host) -> None:
+    both = names(host)
+    away = host.repository.rename(host.repository.with_name(f"{host.repository.name}-away"))
+    before = contents(host.node)
+
+    listed = host.run("list_backups", "elasticsearch")
+    assert [
+        line.split()[0] for line in listed.out.splitlines() if "missing in the repository" in line
+    ] == both
+    check = host.run("check_s3_backups", "elasticsearch", "--no-email")
+    assert check.code == 3
+    assert all(f"[ALERT] {name}: it is missing in the repository" in check.out for name in both)
+    assert [host.run("verify_backup", name, *deep).code for name in both for deep in ((), ("--deep",))] == [
+        3
+    ] * 4
+    assert host.restore(both[0]).code == 3
+    assert contents(host.node) == before
+
+    if host.repository.exists():
+        shutil.rmtree(host.repository)
+    away.rename(host.repository)
+    assert names(host) == both
+    assert host.run("check_s3_backups", "elasticsearch").code == 0
+    host.good("verify_backup", both[1], "--deep")
 
 
 def test_damaged_metadata_of_the_newest_snapshot_are_an_alarm_of_the_check(host: Host) -> None:
