@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -183,9 +184,9 @@ def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytes
     assert names(host) == set()
 
 
-def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
-    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """Return a host whose repository has little room, with one good snapshot there."""
     monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
     disk = small_disk("2m")
     give(disk, server_user())
@@ -196,14 +197,51 @@ def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
     ):
         fill(node, documents=5)
         host.good("run_backup", "elasticsearch")
-        kept = names(host)
-        node.bulk("forms", {f"x{n}": {"blob": os.urandom(900).hex()} for n in range(3000)})
-        ended = host.run("run_backup", "elasticsearch")
-        assert ended.code == 1, ended.text
-        assert "No space left on device" in ended.err or "vanished" in ended.err
-        assert kept <= names(host)
-        node.request("DELETE", "/forms")
-        assert host.run("verify_backup", min(kept), "--deep").code == 0
+        yield host
+
+
+def grow(node: ElasticsearchNode, index: str, documents: int) -> None:
+    """Write what cannot be compressed well, a few kilobytes each."""
+    node.bulk(index, {f"x{n}": {"blob": os.urandom(900).hex()} for n in range(documents)})
+
+
+def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(small: Host) -> None:
+    kept = names(small)
+    # Each of them has room, all together have not.
+    for n in range(8):
+        grow(small.node, f"new-{n}", 300)
+    ended = small.run("run_backup", "elasticsearch")
+    assert ended.code == 1, ended.text
+    assert "No space left on device" in ended.err or "vanished" in ended.err
+    assert kept <= names(small)
+    assert small.run("verify_backup", min(kept), "--deep").code == 0
+
+
+def test_a_repository_without_room_for_the_largest_index_is_not_filled(small: Host) -> None:
+    kept, files = names(small), sorted(small.repository.rglob("*"))
+    # A node says for ten seconds what an index once had, unless it is told otherwise.
+    at_once = {"settings": {"number_of_shards": 1, "store.stats_refresh_interval": "0s"}}
+    small.node.request("DELETE", "/forms")
+    small.node.request("PUT", "/forms", at_once)
+    grow(small.node, "forms", 1500)
+    before = contents(small.node)
+    for words in (("run_backup", "elasticsearch"), ("run_backup", "elasticsearch", "--dry-run")):
+        ended = small.run(*words)
+        assert ended.code == 5, ended.text
+        assert re.search(
+            rf"{re.escape(str(small.repository))} has [\d.]+ (KiB|MiB) free, [\d.]+ MiB for as much as the "
+            "largest index has are needed",
+            ended.err,
+        ), ended.err
+        assert "prune_backups elasticsearch" in ended.err
+    restored = small.restore(min(kept))
+    assert (restored.code, "prune_backups elasticsearch" in restored.err) == (5, True), restored.text
+    assert (names(small), sorted(small.repository.rglob("*"))) == (kept, files)
+    assert contents(small.node) == before
+    assert not list(small.records.glob(".*.note.json"))
+    small.node.request("DELETE", "/forms")
+    small.good("run_backup", "elasticsearch", "--accept-shrink")
+    assert len(names(small)) == 2
 
 
 # The run itself is killed right before its n-th request, in a child.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.elasticsearch.client import Cluster, segment
@@ -100,6 +102,21 @@ def verify(cluster: Cluster, wanted: Wanted) -> None:
         raise
     except ServiceError as error:
         raise _refused(wanted, error) from error
+
+
+def seen_here(cluster: Cluster, wanted: Wanted) -> Path | None:
+    """Return the directory of a repository, where this host has it too; None otherwise."""
+    if wanted.type != "fs":
+        return None
+    answer = cluster.get("/_nodes/settings", filter_path="nodes.*.settings.path.repo") or {}
+    for node in (answer.get("nodes") or {}).values():
+        roots = ((node.get("settings") or {}).get("path") or {}).get("repo") or ""
+        first = (roots.split(",") if isinstance(roots, str) else [str(root) for root in roots])[:1]
+        # A relative location lies below the first of them; an absolute one is as it is.
+        path = os.path.join(*first, wanted.settings["location"])
+        if os.path.isabs(path) and os.path.isdir(path):
+            return Path(path)
+    return None
 
 
 def _register(cluster: Cluster, wanted: Wanted, events: Events, *, readonly: bool) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from hq_backups.engine import names
+from hq_backups.engine import names, space
 from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.elasticsearch import indices, repository, restoring, snapshot
 from hq_backups.engine.elasticsearch.client import Address, Cluster
@@ -136,6 +136,7 @@ class Elasticsearch(SnapshotStore):
                 hint=f"Is it the right cluster? {self.cluster.url}: list_backups --config",
             )
         now = indices.stats(self.cluster, opened)
+        self._require_space(max((each.size for each in now.values()), default=0))
         source = {
             "cluster": self._about.get("cluster_name"),
             "cluster_uuid": self._about.get("cluster_uuid"),
@@ -150,6 +151,17 @@ class Elasticsearch(SnapshotStore):
             {**source, "documents": documents},
             {"elasticsearch": self._version},
         )
+
+    def _require_space(self, largest: int) -> None:
+        """Refuse a repository that could become full: from a full one nothing can be deleted any more."""
+        if (path := repository.seen_here(self.cluster, self.wanted)) is not None:
+            space.require(
+                path,
+                largest,
+                "as much as the largest index has",
+                "A full repository cannot even delete its snapshots. Let old ones go while it can "
+                f"(prune_backups {self.name}), keep fewer (elasticsearch_backup_days), or enlarge it: df -h {path}",
+            )
 
     def _indices(self) -> dict[str, indices.Index]:
         return {n: i for n, i in indices.indices(self.cluster).items() if not i.is_scratch}
