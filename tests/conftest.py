@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
+# A shell's background job, or nohup, leaves them ignored, and the commands rightly keep them so.
+for _number, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
 REQUIRED = os.environ.get("HQ_BACKUPS_TESTS_REQUIRE_SERVICES") == "1"
 MARKERS = {
     "pg14": ("postgres14",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -117,6 +118,16 @@ class Engine:
         """Kill the engine alone with -9; its children find out by their pipes."""
         self.process.kill()
 
+    def stop(self) -> None:
+        """Have the engine and its children stand still."""
+        for pid in _family(self.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        for pid in _family(self.pid):
+            os.kill(pid, signal.SIGCONT)
+
     def cancel(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(b'{"cancel": true}\n')
@@ -147,3 +158,13 @@ class Engine:
             self.process.stdin.close()
         self._out.close()
         self._err.close()
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and those below it; one that stands still has no new ones."""
+    found = [pid]
+    for each in found:
+        for children in Path("/proc", str(each), "task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found

@@ -172,7 +172,10 @@ def test_a_disk_that_fills_up_while_a_restore_unpacks_changes_nothing(
         wait_until(
             lambda: [*work.glob(".data.*staging-*")] or not engine.running, what="the staging directory"
         )
+        # It must not be ahead of the ballast.
+        engine.stop()
         with only(work, 8 * MIB):
+            engine.go_on()
             outcome = engine.wait().expect(1)
             assert victim.is_serving()
     assert "DiskFull: no space left on the disk of" in outcome.errors
