@@ -17,6 +17,8 @@ from tests.testbed.s3 import VersityGW
 
 BUCKET = "dimagi-bench-couch-backups"
 DOCUMENTS, DOCUMENT = 1500, 4000
+BLOCK = 4096
+"""Headers stand where such a block begins, whose first byte is then 1 (couch_file.erl)."""
 
 
 def make_databases(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> int:
@@ -29,12 +31,18 @@ def make_databases(root: Path, mib: int, *, compressible: bool, seed: int = 7) -
     names = [f"db-{n}" for n in range(max(1, mib * MIB // size))]
     make_data_dir(root, {name: [] for name in names})
     for path, content in first.items():
-        # What lies behind the last header is a file's as well: there is room for what does not compress.
         filling = content if compressible else content[:MIB] + dice.randbytes(len(content) - MIB)
         for name in names:
             made = root / path.with_name(path.name.replace("db-0", name))
-            made.write_bytes(filling if compressible else made.read_bytes() + filling)
+            made.write_bytes(filling if compressible else grown(made.read_bytes(), filling))
     return sum(path.stat().st_size for path in root.rglob("*.couch"))
+
+
+def grown(content: bytes, filling: bytes) -> bytes:
+    """Return a database's file that wrote so much more, and then the same header once more: its offsets hold."""
+    last = max(at for at in range(0, len(content), BLOCK) if content[at] == 1)
+    grown_to = content + filling
+    return grown_to + bytes(-len(grown_to) % BLOCK) + content[last:]
 
 
 class Couch(Blobs):
