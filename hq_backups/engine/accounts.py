@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 from dataclasses import dataclass
+from pathlib import Path
 
 from hq_backups.engine.errors import WrongUser
 
@@ -71,3 +72,14 @@ def _group(name: str) -> int:
         raise WrongUser(
             f"there is no group {name} on this host", hint="Correct the setting that names it."
         ) from None
+
+
+def owner_of(directory: Path | None, usual: str) -> str:
+    """Return who owns a data directory, else its parent, unless that is root; else the ``usual`` user, else us."""
+    for place in (directory, directory.parent if directory else None):
+        with contextlib.suppress(OSError, KeyError):
+            if place is not None and (uid := place.stat().st_uid) != 0:
+                return pwd.getpwuid(uid).pw_name
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(usual).pw_name
+    return pwd.getpwuid(os.geteuid()).pw_name

@@ -5,16 +5,14 @@ Facts: couchdb.md of the design, docs.couchdb.org (cluster/sharding, config/couc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import archive
+from hq_backups.engine import accounts, archive
 from hq_backups.engine.control import Service, planned
 from hq_backups.engine.couch import (
     asking,
@@ -181,16 +179,9 @@ class Couch(StreamStore):
 
     def owner(self) -> str:
         """Return the configured user, else the data directory's owner, else its parent's, else CouchDB's."""
-        if self.settings.os_user:
-            return self.settings.os_user
-        directory = self.settings.data_dir
-        for place in (directory, directory.parent if directory else None):
-            with contextlib.suppress(OSError, KeyError):
-                if place is not None and (uid := place.stat().st_uid) != 0:
-                    return pwd.getpwuid(uid).pw_name
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(str(self.settings.options.get("user") or "couchdb")).pw_name
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return self.settings.os_user or accounts.owner_of(
+            self.settings.data_dir, str(self.settings.options.get("user") or "couchdb")
+        )
 
     def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
         """Check that a single node is here to serve it, and that it would not join the one that it is from."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pwd
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hq_backups.engine import accounts
 from hq_backups.engine.control import Service, planned
 from hq_backups.engine.errors import (
     BadManifest,
@@ -184,16 +184,7 @@ class PostgresStore(StreamStore):
 
     def owner(self) -> str:
         """Return the configured user, else the data directory's owner, else its parent's, else ``postgres``."""
-        if self.settings.os_user:
-            return self.settings.os_user
-        directory = self.settings.data_dir
-        for place in (directory, directory.parent if directory else None):
-            with contextlib.suppress(OSError, KeyError):
-                if place is not None and (uid := place.stat().st_uid) != 0:
-                    return pwd.getpwuid(uid).pw_name
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam("postgres").pw_name
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return self.settings.os_user or accounts.owner_of(self.settings.data_dir, "postgres")
 
     def check_restore(self, manifest: Manifest, request: RestoreRequest, events: Events) -> Mapping[str, Any]:
         """Check versions: a cluster serves only with the programs of its own major version."""
