@@ -10,6 +10,7 @@ from typing import Any
 import requests
 
 from hq_backups.engine.errors import ServiceError
+from hq_backups.engine.network_words import network_words
 
 CONFIG = "list_backups --config"
 NO_SHARDS = "No DB shards could be opened"
@@ -71,18 +72,7 @@ def _meaning(url: str, path: str, status: int, words: str) -> tuple[str, str]:
 
 
 def _network_words(error: requests.RequestException) -> str:
-    """Return the cause; requests' own words are about its classes."""
-    text = str(error)
-    if "refused" in text:
-        return "connection refused"
-    if isinstance(error, requests.ConnectTimeout):
-        return "no connection in time"
-    if isinstance(error, requests.Timeout) or "timed out" in text:
-        return "no answer in time"
-    if "resolve" in text or "Name or service not known" in text or "name resolution" in text:
-        return "its name is not known to DNS"
-    if isinstance(error, requests.exceptions.ContentDecodingError):
-        return text
+    """Return the cause."""
     if isinstance(
         error,
         requests.exceptions.InvalidURL
@@ -90,6 +80,4 @@ def _network_words(error: requests.RequestException) -> str:
         | requests.exceptions.InvalidSchema,
     ):
         return "this is no address of the kind http://host:port"
-    if "reset" in text or "aborted" in text or "Incomplete" in text or "closed" in text:
-        return "the connection was closed before the whole answer"
-    return type(error).__name__
+    return network_words(error)

@@ -12,6 +12,7 @@ from typing import Any
 import requests
 
 from hq_backups.engine.errors import ServiceError, Unanswered
+from hq_backups.engine.network_words import network_words
 
 CONFIG = "list_backups --config"
 PLUGIN = (
@@ -147,7 +148,7 @@ def _hint(url: str, status: int, words: str) -> str:
 
 
 def _network_words(error: OSError) -> str:
-    """Return the cause; requests' own words are about its classes."""
+    """Return the cause."""
     text = str(error)
     if not isinstance(error, requests.RequestException):
         # Its own certificates cannot be read: requests says so before anything is sent.
@@ -156,16 +157,4 @@ def _network_words(error: OSError) -> str:
         if "WRONG_VERSION" in text or "wrong version number" in text:
             return "it does not speak https: write elasticsearch_url with http://"
         return "its certificate is not trusted: name its authority in elasticsearch_ca_file"
-    if "refused" in text:
-        return "connection refused"
-    if isinstance(error, requests.ConnectTimeout):
-        return "no connection in time"
-    if isinstance(error, requests.Timeout) or "timed out" in text:
-        return "no answer in time"
-    if "resolve" in text or "Name or service not known" in text or "name resolution" in text:
-        return "its name is not known to DNS"
-    if isinstance(error, requests.exceptions.ContentDecodingError):
-        return text
-    if "reset" in text or "aborted" in text or "Incomplete" in text or "closed" in text:
-        return "the connection was closed before the whole answer"
-    return type(error).__name__
+    return network_words(error)
