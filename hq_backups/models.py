@@ -36,6 +36,10 @@ class BackupRun(models.Model):
     seconds = models.FloatField(null=True, blank=True)
     facts = models.JSONField(default=dict, blank=True)
     """What the verb measured: restore timings, paths."""
+    steps = models.JSONField(default=list, blank=True)
+    """Its stages: ``[{"at", "name", "message"}]``, at in UTC; the last ones when there were many."""
+    process = models.CharField(max_length=128, blank=True)
+    """Who runs it on its host: boot id, pid and start of the process, so that one that is dead is told apart."""
 
     class Meta:
         """Newest first."""
@@ -46,6 +50,43 @@ class BackupRun(models.Model):
     def __str__(self) -> str:
         """Return the run id."""
         return self.run
+
+
+class DueRun(models.Model):
+    """A backup that the schedule asked for: once made, nobody else makes it."""
+
+    class State(models.TextChoices):
+        """How far it is."""
+
+        QUEUED = "queued"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"
+
+    host = models.CharField(max_length=255)
+    store = models.CharField(max_length=32)
+    type = models.CharField(max_length=32)
+    due_at = models.DateTimeField(db_index=True)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    state = models.CharField(max_length=16, choices=State.choices, default=State.QUEUED)
+    queued_at = models.DateTimeField()
+    """When it was handed to a worker or a process last."""
+    started_at = models.DateTimeField(null=True, blank=True)
+    """When that worker or process took it."""
+    run = models.CharField(max_length=255, blank=True)
+    """The run of the last attempt, once it is known."""
+
+    class Meta:
+        """Newest first; one row for each time that something is due."""
+
+        ordering = ("-due_at", "-pk")
+        constraints = (
+            models.UniqueConstraint(fields=["host", "store", "type", "due_at"], name="hqb_due_once"),
+        )
+
+    def __str__(self) -> str:
+        """Return what is due, where and when."""
+        return f"{self.store} {self.type} on {self.host}, due {self.due_at:%Y-%m-%dT%H:%M:%SZ}"
 
 
 class Artifact(models.Model):

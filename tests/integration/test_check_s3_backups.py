@@ -21,6 +21,7 @@ from hq_backups.engine.config import Config, Job, S3Config, StoreConfig, to_plai
 from hq_backups.engine.entry import run_job
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import Event, format_utc
+from hq_backups.engine.repository import s3
 from hq_backups.engine.repository.s3 import S3Repository
 from hq_backups.engine.repository.s3_client import Network
 from hq_backups.engine.repository.s3_object import RUN_METADATA
@@ -394,7 +395,7 @@ def test_each_cause_has_its_code(
 class TestUnasked:
     def test_a_service_that_says_nothing(self, dated: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
         quick = partial(S3Repository, network=Network(connect=1.0, read=0.5, attempts=1))
-        monkeypatch.setattr(check, "S3Repository", quick)
+        monkeypatch.setattr(s3, "S3Repository", quick)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             dated.settings["endpoint"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
             done = dated.check()
