@@ -388,6 +388,13 @@ def test_headers_without_end_are_given_up(tmp_path: Path) -> None:
         assert not has_header(file)
 
 
+@pytest.mark.parametrize("blocks", [1, 7, 8, 9, 23, 24, 25, 255, 500, 511, 512, 513])
+def test_a_header_is_found_however_much_was_written_after_it(shard: bytes, blocks: int) -> None:
+    after = bytes(-len(shard) % 4096) + bytes(4096) * blocks
+    with CouchFile(io.BytesIO(shard + after)) as late, CouchFile(io.BytesIO(shard)) as file:
+        assert (late.update_seq, late.uuid) == (file.update_seq, file.uuid)
+
+
 def test_a_header_torn_at_the_end_gives_way_to_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "db.couch"
     write_couch(path, [{"_id": "one"}])

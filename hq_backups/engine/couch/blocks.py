@@ -27,8 +27,8 @@ MOST_CHUNK = 64 << 20
 MOST_HEADER = 64 << 10
 MOST_BAD_HEADERS = 100
 """A node tries all, but a file with so many is no copy of one that was ever written."""
-_WINDOW = 256
-"""Blocks looked through at once."""
+_FIRST_WINDOW, _WINDOW = 8, 256
+"""Blocks looked through at once: few at first, for a file mostly ends in a header, then more and more."""
 
 
 class Damaged(ValueError):
@@ -68,12 +68,13 @@ class BlockFile:
     def _marked_blocks(self) -> Iterator[int]:
         """Yield the blocks that begin as a header does, the last first."""
         end = (self.size + BLOCK - 1) // BLOCK
+        window = _FIRST_WINDOW
         while end > 0:
-            start = max(0, end - _WINDOW)
+            start = max(0, end - window)
             data = self._raw(start * BLOCK, min((end - start) * BLOCK, self.size - start * BLOCK))
             firsts = data[::BLOCK]
             yield from (start + n for n in reversed(range(len(firsts))) if firsts[n] == 1)
-            end = start
+            end, window = start, min(2 * window, _WINDOW)
 
     def _header(self, position: int) -> FoundHeader:
         head = self._raw(position, _HEAD)

@@ -29,6 +29,10 @@ class Frozen:
         """Return it as a seekable file that ends at its size; to close it leaves the descriptor open."""
         return io.BufferedReader(_Bounded(self), 1 << 16)
 
+    def ask(self, offset: int, length: int) -> None:
+        """Have the kernel bring some of it into memory, and do not wait for it."""
+        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read some of it at an offset; 0 at its end only. One that got shorter meanwhile is no copy."""
         wanted = min(len(buffer), self.size - offset)

@@ -18,6 +18,10 @@ from typing import Any
 from hq_backups.engine.couch.frozen import Frozen
 from hq_backups.engine.couch.snapshot import Snapshot
 
+AHEAD = 16 << 20
+"""Bytes that the disk is asked for before they are wanted: it reads while what came is hashed."""
+_WINDOW = 1 << 20
+
 
 class Tarball:
     """The bytes of a tar, made as they are asked for; no file's contents are held."""
@@ -28,7 +32,8 @@ class Tarball:
         """Size and sha256 of each file that has passed whole, by path."""
         self.ended = False
         self._members = _headers(snapshot)
-        self._passed = 0
+        self._windows = _windows(snapshot)
+        self._asked = self._passed = 0
         self._pending = memoryview(b"")
         self._file: Frozen | None = None
         self._offset = 0
@@ -37,6 +42,7 @@ class Tarball:
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill ``buffer``; less only at the end of the archive."""
         filled = 0
+        self._ask(self._passed + len(buffer) + AHEAD)
         while filled < len(buffer):
             if self._pending:
                 count = min(len(self._pending), len(buffer) - filled)
@@ -51,6 +57,13 @@ class Tarball:
             filled += count
             self._passed += count
         return filled
+
+    def _ask(self, until: int) -> None:
+        """Have the kernel read on, also beyond the end of a file: small ones give it nothing to guess from."""
+        while self._asked < until and (window := next(self._windows, None)) is not None:
+            file, start, length = window
+            file.ask(start, length)
+            self._asked += length
 
     def _read(self, file: Frozen, buffer: memoryview) -> int:
         count = file.read_into(buffer, self._offset)
@@ -77,8 +90,13 @@ class Tarball:
         self._pending = memoryview(header)
         if file is not None:
             self._file, self._offset, self._sha = file, 0, hashlib.sha256()
-            os.posix_fadvise(file.fd, 0, file.size, os.POSIX_FADV_SEQUENTIAL)
         return True
+
+
+def _windows(snapshot: Snapshot) -> Iterator[tuple[Frozen, int, int]]:
+    for file in snapshot.files:
+        for start in range(0, file.size, _WINDOW):
+            yield file, start, min(_WINDOW, file.size - start)
 
 
 def _headers(snapshot: Snapshot) -> Iterator[tuple[bytes, Frozen | None]]:
