@@ -19,7 +19,7 @@ OWN = ".hq_backups-"
 """How our own directories begin, at the top of the blob directory: what a killed merge has left is no blob."""
 _ROOMY = 256 << 10
 """Bytes of a buffer that takes whatever was kept of a member's headers, and more."""
-_RECORD = 128 * 512
+_RECORD = 512 * 512
 """tar writes in such records, and fills the last one with zeros."""
 
 
@@ -53,7 +53,7 @@ class BlobStream:
         self._watch = Watch()
         argv = [program, "--create", "--file=-", "--format=gnu", "--hard-dereference", "--quoting-style=c"]
         argv += [
-            "--blocking-factor=128",
+            "--blocking-factor=512",
             "--anchored",
             f"--exclude=./{OWN}*",
             f"--exclude=./{LOST_FOUND}",
