@@ -117,13 +117,16 @@ def claim(slot: Slot, host: str, now: datetime) -> Claim | None:
 def counted(row: DueRun, now: datetime) -> Slot | None:
     """Return what a row counts as in the schedule; None when it failed and may be tried again now.
 
-    One that is under way or done counts from its beginning, and so for every slot until then; one that failed
-    for good, or waits for its next attempt, for its own.
+    One that is done, under way, or waits for its next attempt counts from its beginning, and so for every slot
+    until then; one that failed for good, for its own.
     """
+    begun = Slot(row.store, row.type, max(row.due_at, row.started_at or row.queued_at))
     if row.state != row.State.FAILED:
-        return Slot(row.store, row.type, max(row.due_at, row.started_at or row.queued_at))
+        return begun
+    if row.attempts >= MAX_ATTEMPTS:
+        return Slot(row.store, row.type, row.due_at)
     rested = row.started_at is None or now >= row.started_at + RETRY_AFTER
-    return None if row.attempts < MAX_ATTEMPTS and rested else Slot(row.store, row.type, row.due_at)
+    return None if rested else begun
 
 
 def is_superseded(row: DueRun) -> bool:

@@ -179,6 +179,23 @@ class TestAnAttempt:
         row = DueRun.objects.get()
         assert (row.state, row.attempts) == (State.FAILED, MAX_ATTEMPTS)
 
+    def test_of_a_weekly_one_that_failed_is_waited_for_by_the_daily_one_that_it_counts_for(
+        self, handed: Handed
+    ) -> None:
+        tuesday = MONDAY + timedelta(days=1)
+        BackupRun.objects.all().delete()
+        weekly(MONDAY - timedelta(days=8))
+        now, began = tuesday, []
+        while now < tuesday + 4 * HOUR:
+            for claim in tick(now):
+                assert claim.take("here")
+                DueRun.objects.filter(pk=claim.pk).update(started_at=now)
+                began.append(DueRun.objects.get(pk=claim.pk).type)
+                claim.end(Exit.OK if began[-1] == "daily" else Exit.ERROR)
+            now += TICK
+        # Only when the weekly one is given up is there a daily one.
+        assert began == ["weekly", "weekly", "weekly", "daily"]
+
     def test_that_met_another_run_is_none(self, handed: Handed) -> None:
         (claim,) = tick(MONDAY)
         claim.take("here")
