@@ -140,17 +140,21 @@ def test_what_cron_made_is_not_made_again_and_a_broker_that_was_down_is_found_ag
 
 
 @pytest.mark.slow
-def test_a_message_that_redis_hands_out_again_makes_no_second_run(hosts: Hosts) -> None:
-    """While one worker reads its blobs, what it took beside that goes back to the queue, and to another one."""
+def test_a_message_that_redis_hands_out_again_makes_no_second_run(hosts: Hosts, redis: RedisServer) -> None:
+    """What a worker took, and cannot begin while it reads its blobs, is in its queue again after a while."""
     host = hosts(backup_run_in="queue")
-    host.visibility = 2
+    host.visibility = 1
     fill(host, 4 * SHORT)
-    queues = (PERIODIC, "hq_backups.here")
-    with host.beat(), host.worker(*queues) as worker:
+    queue = "hq_backups.here"
+    with host.worker(PERIODIC, queue) as worker:
+        host.send("hq_backups.dispatch_due", queue=PERIODIC)
         wait(host.runs, "a run that is due to begin")
         (row,) = host.rows("SELECT id, queued_at FROM hq_backups_duerun")
-        for _ in range(3):
-            host.send("hq_backups.run_due", f"{row[0]}@{row[1]}+00:00", queue="hq_backups.here")
-        wait(ended(host, "done"), "the run to end")
-        wait(lambda: worker.text.count("nothing to do for") >= 3, "the messages to be refused")
-    assert host.runs() == [("here", "weekly", "ok")]
+        host.send("hq_backups.run_due", f"{row[0]}@{row[1]}+00:00", queue=queue)
+        taken = re.compile(r"Task hq_backups.run_due\S+ received")
+        wait(lambda: len(taken.findall(worker.text)) == 2, "the worker to take the message beside its run")
+        wait(lambda: redis.ask("LLEN", queue) == ":1", "Redis to have the message again")
+        assert host.runs() == [("here", "weekly", "running")]
+        wait(lambda: worker.text.count("nothing to do for") == 2, "both of them to be refused")
+    assert len(host.runs()) == 1
+    assert host.due() == [("here", "done", 1)]

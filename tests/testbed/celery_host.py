@@ -82,9 +82,9 @@ class CeleryHost:
         with Celery(broker=self.redis.url, set_as_current=False) as app:
             app.send_task(task, arguments, queue=queue, ignore_result=True)
 
-    def worker(self, *queues: str) -> CeleryWorker:
+    def worker(self, *queues: str, name: str = "worker") -> CeleryWorker:
         """Return a worker of some queues, not started yet."""
-        return CeleryWorker(self, queues)
+        return CeleryWorker(self, queues, name)
 
     def beat(self, name: str = "beat") -> CeleryBeat:
         """Return a beat, not started yet."""
@@ -138,15 +138,15 @@ class CeleryWorker(_Celery):
 
     said = " ready."
 
-    def __init__(self, host: CeleryHost, queues: Sequence[str]) -> None:
+    def __init__(self, host: CeleryHost, queues: Sequence[str], name: str) -> None:
         """Describe a worker of ``queues``."""
-        super().__init__(host, "worker")
+        super().__init__(host, name)
         self.queues = queues
 
     def argv(self) -> Sequence[str | Path]:
         """Return the command."""
         words = ("--loglevel", "INFO", "--concurrency", "1", "--without-gossip", "--without-mingle")
-        name = f"{self.host.name}@testbed"
+        name = f"{self.name}@{self.host.name}"
         return [*CELERY, "worker", "--queues", ",".join(self.queues), "--hostname", name, *words]
 
     def stop(self, timeout: float = 20.0) -> None:

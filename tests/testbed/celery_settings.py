@@ -20,7 +20,12 @@ DATABASES = {
 }
 HQ_BACKUPS = json.loads(os.environ["TESTBED_HQ_BACKUPS"])
 CELERY_BROKER_URL = os.environ["TESTBED_BROKER"]
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": int(os.environ["TESTBED_VISIBILITY"])}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": int(os.environ["TESTBED_VISIBILITY"]),
+    # Look for what was not acknowledged each second, not each hundred.
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_PERIODIC_QUEUE = "celery_periodic"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
