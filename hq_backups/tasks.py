@@ -65,12 +65,29 @@ def reap_runs() -> None:
 
 
 @shared_task(name="hq_backups.check_backups", expires=30 * MINUTE, **_ONCE)
-def check_backups(now: bool = False) -> None:
-    """Check the bucket as check_s3_backups does, at the hours of the host's own calendar."""
+def check_backups() -> None:
+    """Check the bucket as check_s3_backups does, at the hours of the host's own calendar, and have other hosts do so.
+
+    Each host writes the status files of its own directories; only this one mails.
+    """
+    from hq_backups.dispatch import QUEUE, queue, run_in
+
     resolved = conf.resolve()
-    hour = local_time(utc_now(), resolved["timezone"] or host_time_zone()).hour
-    if now or hour in CHECK_HOURS:
-        run_command(["check_s3_backups"])
+    if local_time(utc_now(), resolved["timezone"] or host_time_zone()).hour not in CHECK_HOURS:
+        return
+    for host in resolved["backup_hosts"] or {}:
+        if host != resolved["backup_host_name"] and run_in(resolved, host) == QUEUE:
+            try:
+                check_here.apply_async(queue=queue(host))
+            except Exception:
+                logger.exception("%s could not be asked to check its backups", host)
+    run_command(["check_s3_backups"])
+
+
+@shared_task(name="hq_backups.check_here", expires=3 * 60 * MINUTE, **_ONCE)
+def check_here() -> None:
+    """Check the bucket and write this host's status files; the host that asked for it mails."""
+    run_command(["check_s3_backups", "--no-email"])
 
 
 def run_command(words: list[str]) -> int:
