@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from django.db.models import F, QuerySet
 
+from hq_backups.clock import aware
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import utc_now
 from hq_backups.schedule import COUNTS, Slot
@@ -48,7 +49,7 @@ class Claim:
     @classmethod
     def of(cls, row: DueRun) -> Claim:
         """Return the attempt that a row stands for now."""
-        return cls(row.pk, row.queued_at)
+        return cls(row.pk, aware(row.queued_at))
 
     def row(self) -> DueRun | None:
         """Return the row while nobody has taken it."""
@@ -120,12 +121,13 @@ def counted(row: DueRun, now: datetime) -> Slot | None:
     One that is done, under way, or waits for its next attempt counts from its beginning, and so for every slot
     until then; one that failed for good, for its own.
     """
-    begun = Slot(row.store, row.type, max(row.due_at, row.started_at or row.queued_at))
+    due, started = aware(row.due_at), aware(row.started_at or row.queued_at)
+    begun = Slot(row.store, row.type, max(due, started))
     if row.state != row.State.FAILED:
         return begun
     if row.attempts >= MAX_ATTEMPTS:
-        return Slot(row.store, row.type, row.due_at)
-    rested = row.started_at is None or now >= row.started_at + RETRY_AFTER
+        return Slot(row.store, row.type, due)
+    rested = row.started_at is None or now >= started + RETRY_AFTER
     return None if rested else begun
 
 

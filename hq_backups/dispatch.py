@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from hq_backups import claims, detached, reaper
 from hq_backups.claims import Claim
+from hq_backups.clock import aware
 from hq_backups.conf import Resolved
 from hq_backups.engine.errors import Exit, HQBackupsError
 from hq_backups.models import Artifact, BackupRun, DueRun
@@ -84,10 +85,10 @@ def made(host: str, store: str, now: datetime) -> Iterator[Slot]:
     for run in runs:
         there = run.status != BackupRun.Status.FAILED or run.exit_code == Exit.UPLOAD_FAILED
         if there:
-            yield Slot(store, run.type, run.started_at)
+            yield Slot(store, run.type, aware(run.started_at))
     artifacts = Artifact.objects.filter(host=host, store=store, managed=True, problem="", taken_at__gte=since)
     for type_, taken_at in artifacts.values_list("type", "taken_at"):
-        yield Slot(store, type_, taken_at)
+        yield Slot(store, type_, aware(taken_at))
 
 
 def is_busy(host: str, store: str, now: datetime) -> bool:
@@ -132,8 +133,8 @@ def _hand_over_again(resolved: Resolved, now: datetime) -> None:
         elif claims.is_superseded(row):
             if claims.is_working(row):
                 Claim.of(row).give_back()
-        elif (now - row.queued_at) % SEND_AGAIN < TICK:
-            hand_over(resolved, row.host, Slot(row.store, row.type, row.due_at), Claim.of(row))
+        elif (now - aware(row.queued_at)) % SEND_AGAIN < TICK:
+            hand_over(resolved, row.host, Slot(row.store, row.type, aware(row.due_at)), Claim.of(row))
 
 
 def _let_others_reap(me: str) -> None:

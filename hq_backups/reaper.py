@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from hq_backups.claims import PICK_UP, Claim
+from hq_backups.clock import aware
 from hq_backups.engine.errors import Exit
 from hq_backups.process_id import ProcessId
 
@@ -37,7 +38,7 @@ def is_dead(run: BackupRun, now: datetime) -> bool:
     """Tell whether the process of a run that never ended is gone, as far as this host sees it."""
     process = ProcessId.parse(run.process)
     alive = process.is_alive if process is not None else None
-    return now - run.started_at > UNSEEN if alive is None else not alive
+    return now - aware(run.started_at) > UNSEEN if alive is None else not alive
 
 
 def _mark(run: BackupRun, now: datetime) -> bool:
@@ -65,7 +66,7 @@ def _ended(row: DueRun, now: datetime) -> Exit | None:
     run = BackupRun.objects.filter(run=row.run).first() if row.run else None
     if run is None:
         # It died before it could write anything, or the history could not be written.
-        return Exit.ERROR if row.started_at is None or now - row.started_at > PICK_UP else None
+        return Exit.ERROR if row.started_at is None or now - aware(row.started_at) > PICK_UP else None
     if run.status == BackupRun.Status.RUNNING:
         return None
     if run.status in (BackupRun.Status.OK, BackupRun.Status.WARNING):

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from hq_backups import conf, detached, reaper
 from hq_backups.claims import Claim
 from hq_backups.clock import host_time_zone
+from hq_backups.conf.engine import is_checked
 from hq_backups.engine.events import utc_now
 from hq_backups.engine.when import local_time
 
@@ -73,6 +74,8 @@ def check_backups() -> None:
     from hq_backups.dispatch import QUEUE, queue, run_in
 
     resolved = conf.resolve()
+    if not any(is_checked(resolved, store) for store in resolved.switched_on):
+        return
     if local_time(utc_now(), resolved["timezone"] or host_time_zone()).hour not in CHECK_HOURS:
         return
     for host in resolved["backup_hosts"] or {}:

@@ -41,7 +41,7 @@ def test_the_entries_of_beat_are_tasks_that_there_are() -> None:
 def test_the_bucket_is_checked_six_times_a_day_by_the_hosts_own_clock(
     commands: list[tuple[str, ...]], settings: Any, zone: str, hours: set[int]
 ) -> None:
-    settings.HQ_BACKUPS = {"timezone": zone}
+    settings.HQ_BACKUPS = {"timezone": zone, "postgres_s3": True}
     seen = set()
     for hour in range(24):
         commands.clear()
@@ -59,6 +59,7 @@ def test_other_hosts_check_too_write_their_files_and_mail_nobody(
 ) -> None:
     settings.HQ_BACKUPS = {
         "timezone": "UTC",
+        "postgres_s3": True,
         "backup_host_name": "here",
         "backup_hosts": {"here": ["blobdb"], "pg0": ["postgres"], "couch0": ["couch"]},
     }
@@ -73,6 +74,13 @@ def test_other_hosts_check_too_write_their_files_and_mail_nobody(
     assert sent == ["hq_backups.pg0", "hq_backups.couch0"]
     check_here()
     assert commands == [("check_s3_backups",), ("check_s3_backups", "--no-email")]
+
+
+@time_machine.travel("2026-11-24T03:00:01Z", tick=False)
+def test_a_host_that_uploads_nothing_is_not_checked(commands: list[tuple[str, ...]], settings: Any) -> None:
+    settings.HQ_BACKUPS = {"timezone": "UTC"}
+    check_backups()
+    assert commands == []
 
 
 def test_what_a_command_says_is_logged_and_its_exit_code_returned(caplog: pytest.LogCaptureFixture) -> None:
