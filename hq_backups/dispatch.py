@@ -23,6 +23,8 @@ REMEMBERED = timedelta(days=9)
 """How far back the records matter: the newest weekly slot is at most seven days old."""
 BLOCKS = timedelta(days=1)
 """How long a run that never ended stands in the way of the next one; then only the lock of the store does."""
+BLOCKING = ("backup", "restore")
+"""Verbs that hold the lock of a store for as long as they run."""
 DETACHED, QUEUE = "detached", "queue"
 
 
@@ -94,7 +96,8 @@ def made(host: str, store: str, now: datetime) -> Iterator[Slot]:
 def is_busy(host: str, store: str, now: datetime) -> bool:
     """Tell whether a run of a store goes on there: another one would only meet its lock."""
     here = {"host": host, "store": store}
-    runs = BackupRun.objects.filter(**here, status=BackupRun.Status.RUNNING, started_at__gte=now - BLOCKS)
+    running = BackupRun.objects.filter(**here, status=BackupRun.Status.RUNNING, verb__in=BLOCKING)
+    runs = running.filter(started_at__gte=now - BLOCKS)
     begun = DueRun.objects.filter(**here, state=DueRun.State.RUNNING, started_at__gte=now - BLOCKS)
     handed = DueRun.objects.filter(**here, state=DueRun.State.QUEUED, queued_at__gte=now - claims.PICK_UP)
     return runs.exists() or begun.exists() or handed.exists()

@@ -18,6 +18,15 @@ PERIODIC = "celery_periodic"
 LONG, SHORT = 8 << 30, 400 << 20
 """Bytes of nothing, which take no room: minutes of reading, and seconds."""
 
+MANAGE = """\
+import sys
+from pathlib import Path
+from django.core.management import execute_from_command_line
+Path("managed").touch()
+execute_from_command_line(sys.argv)
+"""
+"""What HQ has, which makes paths that its code needs."""
+
 Hosts = Callable[..., CeleryHost]
 
 
@@ -57,6 +66,7 @@ def ticks(worker: CeleryWorker) -> list[float]:
 
 def test_two_beats_make_one_run_which_leaves_its_worker_free_and_outlives_it(hosts: Hosts) -> None:
     host = hosts()
+    (host.home / "manage.py").write_text(MANAGE)
     fill(host, SHORT)
     with host.beat(), host.beat("beat2"), host.worker(PERIODIC) as worker:
         wait(lambda: host.runs() and ticks(worker), "a run that is due to begin")
@@ -75,6 +85,7 @@ def test_two_beats_make_one_run_which_leaves_its_worker_free_and_outlives_it(hos
     (steps, process) = host.rows("SELECT steps, process FROM hq_backups_backuprun")[0]
     assert '"name": "publish"' in steps
     assert len(process.split()) == 4
+    assert (host.home / "managed").exists()
 
 
 def test_a_worker_killed_in_the_middle_is_one_failed_run_and_a_good_one_after(hosts: Hosts) -> None:

@@ -155,9 +155,10 @@ class CeleryWorker(_Celery):
 
     def kill_all(self) -> None:
         """Kill it with everything that it is the parent of, as systemd or the kernel out of memory would."""
-        for pid in [pid for pid in (self.pid,) if pid] + list(_below(self.pid or 0)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self.pid is not None:
+            for pid in (self.pid, *_below(self.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.kill()
 
 

@@ -120,6 +120,13 @@ class TestWhatIsDue:
         assert tick(MONDAY + TICK) == []
         assert len(tick(MONDAY + timedelta(hours=25))) == 1
 
+    @pytest.mark.parametrize(("verb", "begun"), [("restore", 0), ("verify", 1)])
+    def test_waits_for_a_restore_and_not_for_a_verification(
+        self, handed: Handed, verb: str, begun: int
+    ) -> None:
+        weekly(MONDAY, verb=verb, status="running", process=str(ProcessId.mine()))
+        assert len(tick(MONDAY + TICK)) == begun
+
     def test_of_a_store_with_broken_settings_stops_no_other(self, handed: Handed, settings: Any) -> None:
         settings.HQ_BACKUPS |= {
             "backup_couch": True,
