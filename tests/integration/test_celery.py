@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from hq_backups.engine.accounts import me
+from hq_backups.process_id import ProcessId
 from tests.testbed.celery_host import CeleryHost, CeleryWorker
 from tests.testbed.process import short_directory, wait_until
 from tests.testbed.redis import RedisServer
 
 PERIODIC = "celery_periodic"
-LONG, SHORT = 8 << 30, 400 << 20
+LONG, SHORT = 8 << 30, 600 << 20
 """Bytes of nothing, which take no room: minutes of reading, and seconds."""
 
 MANAGE = """\
@@ -108,6 +110,23 @@ def test_a_worker_killed_in_the_middle_is_one_failed_run_and_a_good_one_after(ho
     assert len(list(host.backups.glob("blobdb_weekly_*.tar.gz"))) == 1
 
 
+def test_a_run_of_its_own_killed_in_the_middle_is_made_again_too(hosts: Hosts) -> None:
+    host = hosts()
+    fill(host, LONG)
+    with host.beat(), host.worker(PERIODIC):
+        wait(host.runs, "a run that is due to begin")
+        ((process,),) = host.rows("SELECT process FROM hq_backups_backuprun")
+        its = ProcessId.parse(process)
+        assert its is not None
+        assert its.is_alive
+        os.kill(its.pid, signal.SIGKILL)
+        fill(host, 100)
+        wait(lambda: host.due() == [("here", "failed", 1)], "what was due to be told failed")
+        time_moves_on(host)
+        wait(ended(host, "done"), "a second attempt")
+    assert host.runs() == [("here", "weekly", "failed"), ("here", "weekly", "ok")]
+
+
 def test_two_hosts_do_their_own_stores_only(hosts: Hosts) -> None:
     named = {"here": ["blobdb"], "there": ["blobdb"], "nowhere": ["blobdb"]}
     here, there = hosts("here", backup_hosts=named), hosts("there", backup_hosts=named)
@@ -155,7 +174,7 @@ def test_a_message_that_redis_hands_out_again_makes_no_second_run(hosts: Hosts, 
     """What a worker took, and cannot begin while it reads its blobs, is in its queue again after a while."""
     host = hosts(backup_run_in="queue")
     host.visibility = 1
-    fill(host, 4 * SHORT)
+    fill(host, 3 * SHORT)
     queue = "hq_backups.here"
     with host.worker(PERIODIC, queue) as worker:
         host.send("hq_backups.dispatch_due", queue=PERIODIC)
