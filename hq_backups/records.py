@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -18,11 +19,15 @@ from django.db import connections, router
 from hq_backups.artifacts import TEXT, integer, sane, sync, write_entries
 from hq_backups.console import locations
 from hq_backups.engine.config import Job
-from hq_backups.engine.events import Event, Sink
+from hq_backups.engine.events import Event, Sink, format_utc
+from hq_backups.process_id import ProcessId
 
 __all__ = ["Recorder", "guarded", "sync"]
 
 logger = logging.getLogger(__name__)
+
+MOST_STEPS = 200
+"""How many of a run's last steps are kept."""
 
 
 class Recorder:
@@ -36,6 +41,7 @@ class Recorder:
         self.said = False
         self.fields: dict[str, Any] = {}
         self.warnings: list[str] = []
+        self.steps: deque[dict[str, str]] = deque(maxlen=MOST_STEPS)
         self.verified: tuple[dict[str, str], datetime] | None = None
         self.artifacts: dict[tuple[Any, Any], dict[str, Any]] = {}
 
@@ -50,6 +56,11 @@ class Recorder:
         if not self.fields.get("started_at"):
             self._begin(event, data)
             self._guard(self._create)
+
+    def on_step(self, event: Event, data: Mapping[str, Any]) -> None:
+        """Remember a stage; all of them are written with the result."""
+        told = {name: str(data.get(name, "")) for name in ("name", "message")}
+        self.steps.append(sane({"at": format_utc(event.at), **told}))
 
     def on_warning(self, event: Event, data: Mapping[str, Any]) -> None:
         """Remember it."""
@@ -93,6 +104,7 @@ class Recorder:
             "exit_code": integer(data.get("exit")),
             "finished_at": event.at,
             "warnings": sane(self.warnings),
+            "steps": list(self.steps),
             "seconds": (event.at - self.fields["started_at"]).total_seconds(),
         }
         self._guard(self._finish)
@@ -115,7 +127,7 @@ class Recorder:
         }
         self.fields = (
             {k: sane(str(v))[: TEXT.get(k, 32)] for k, v in known.items()}
-            | {"started_at": event.at}
+            | {"started_at": event.at, "process": str(ProcessId.mine() or "")}
             | self.fields
         )
 

@@ -108,6 +108,21 @@ GENERAL = (
         "Unset means that a store belongs to the hosts where its data directory is.",
     ),
     Setting(
+        name="backup_schedule",
+        kind="bool",
+        default=True,
+        help="Start what is due through the host's Celery beat; False where cron or a systemd timer does, or where "
+        "the host merges ``hq_backups.beat.beat_schedule()`` itself.",
+    ),
+    Setting(
+        name="backup_run_in",
+        kind="choice",
+        help="Where a backup that Celery starts runs: ``detached``, a process of its own, which outlives the worker "
+        "and leaves it free, or ``queue``, the worker of the queue ``hq_backups.<host>``. Unset means ``queue`` for "
+        "the hosts that ``backup_hosts`` names, else ``detached``.",
+        choices=("detached", "queue"),
+    ),
+    Setting(
         name="backup_compression",
         kind="choice",
         default="gzip",

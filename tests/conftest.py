@@ -22,6 +22,7 @@ from tests.testbed.pgbouncer import PgBouncer
 from tests.testbed.places import POSTGRES_VERSIONS, python_reachable, server_user
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import short_directory
+from tests.testbed.redis import RedisServer
 from tests.testbed.s3 import MotoServer, S3Service, VersityGW
 from tests.testbed.sweep import sweep
 from tests.testbed.system import SudoRules, tmpfs, tmpfs_unavailable
@@ -55,6 +56,7 @@ MARKERS = {
     "versitygw": ("s3",),
     "moto_server": ("s3",),
     "toxiproxy": ("toxiproxy",),
+    "redis": ("redis",),
     "debian_cluster": ("root", "debian", "postgres15"),
     "sudo_rules": ("root",),
     "small_disk": ("root",),
@@ -313,6 +315,15 @@ def toxiproxy(services_dir: Path) -> Iterator[Toxiproxy]:
     reason = Toxiproxy.unavailable()
     require_service("toxiproxy", not reason, reason)
     with Toxiproxy(services_dir / "toxiproxy") as service:
+        yield service
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """Run a broker for the test, which may stop it."""
+    reason = RedisServer.unavailable()
+    require_service("Redis", not reason, reason)
+    with short_directory() as place, RedisServer(place) as service:
         yield service
 
 

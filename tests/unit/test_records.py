@@ -14,6 +14,7 @@ from hq_backups import artifacts, records
 from hq_backups.engine.config import Config, Job, StoreConfig
 from hq_backups.engine.events import Event
 from hq_backups.models import Artifact, BackupRun
+from hq_backups.process_id import ProcessId
 
 RUN = "20261122T000002Z-pg0-postgres"
 AT = datetime(2026, 11, 22, 0, 0, 2, tzinfo=UTC)
@@ -76,6 +77,17 @@ class TestARun:
         assert [place["kind"] for place in made.locations] == ["local", "s3"]
         assert (made.taken_at, made.manifest["sha256"]) == (AT, "a" * 64)
         assert said == []
+
+    def test_keeps_its_last_steps_and_the_process_that_does_it(self, said: list[Event]) -> None:
+        recorder = records.Recorder(job(), said.append)
+        tell(recorder, "started", verb="backup", store="postgres")
+        assert BackupRun.objects.get().process == str(ProcessId.mine())
+        for n in range(records.MOST_STEPS + 1):
+            tell(recorder, "step", name="copy", message=f"step {n}\x00")
+        tell(recorder, "result", LATER, ok=True, exit=0)
+        steps = BackupRun.objects.get().steps
+        assert len(steps) == records.MOST_STEPS
+        assert steps[0] == {"at": "2026-11-22T00:00:02Z", "name": "copy", "message": "step 1?"}
 
     def test_that_begins_a_part_as_another_user_is_still_one(self, said: list[Event]) -> None:
         recorder = records.Recorder(job(), said.append)

@@ -103,6 +103,8 @@ ROLES = [
 OURS = [
     "backup_host_name",
     "backup_hosts",
+    "backup_run_in",
+    "backup_schedule",
     "backup_compression",
     "backup_compression_level",
     "backup_state_dir",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from hq_backups.claims import Claim
 from hq_backups.cli import EngineCommand, has_data, require_built, store_or_all, worst
 from hq_backups.clock import automatic_type
 from hq_backups.engine.config import TYPES
 from hq_backups.engine.errors import ConfigurationError, Exit, HQBackupsError
+from hq_backups.engine.events import Event
 from hq_backups.engine.requests import BackupRequest
+from hq_backups.records import guarded
 
 
 class Command(EngineCommand):
@@ -50,8 +54,33 @@ class Command(EngineCommand):
         parser.add_argument(
             "--dry-run", action="store_true", help="check everything and say what would be done"
         )
+        # Only the schedule says it: which of its claims this is for.
+        parser.add_argument("--due", type=Claim.parse, help=argparse.SUPPRESS)
 
     def perform(self, **options: Any) -> Exit:
+        """Make the backups, for the schedule when it asked for them."""
+        claim: Claim | None = options["due"]
+        if claim is None:
+            return self.make(**options)
+        if not claim.take(self.settings()["backup_host_name"]):
+            self.note("somebody else does what was due, or has done it: nothing is to be done")
+            return Exit.OK
+        code = Exit.ERROR
+        try:
+            code = self.make(**options)
+        except HQBackupsError as error:
+            code = error.exit_code
+            raise
+        finally:
+            if problem := guarded(lambda: claim.end(code)):
+                self.note(problem)
+        return code
+
+    def note(self, text: str) -> None:
+        """Say what is not as one may expect."""
+        self.show(Event("warning", {"code": "schedule", "message": text}))
+
+    def make(self, **options: Any) -> Exit:
         """Run one job per store; one that cannot even begin does not stop the others."""
         stores = self.wanted(options["store"])
         type_ = options["type"]
@@ -72,11 +101,17 @@ class Command(EngineCommand):
                 require_built(store)
                 self.resolved.require(store, backup=True)
                 job = self.job("backup", request, store)
+                self.name_run(options["due"], job.run)
             except HQBackupsError as error:
                 codes.append(self.failed(error))
             else:
                 codes.append(self.run_job(job, record=not options["dry_run"]))
         return worst(codes)
+
+    def name_run(self, claim: Claim | None, run: str | None) -> None:
+        """Let the schedule know the run."""
+        if claim is not None and run is not None and (problem := guarded(lambda: claim.name_run(run))):
+            self.note(problem)
 
     def wanted(self, store: str) -> list[str]:
         """Return the store that was named, or every one that is switched on and belongs to this host."""
