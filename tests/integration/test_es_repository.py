@@ -242,6 +242,33 @@ class TestOthers:
         assert registered(host) == {}
         assert "blobdb_manual" in host.good("list_backups", "blobdb", **blobs, **changes).out
 
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"backup_es_s3": True}, "backup_es_s3 and es_local_repo exclude each other"),
+            ({"elasticsearch_url": "es0:port"}, "elasticsearch_url"),
+            ({**TO_S3, "AMAZON_S3_ACCESS_KEY": "k"}, "AMAZON_S3_SECRET_KEY is missing"),
+        ],
+        ids=["bucket-and-directory", "address", "half-a-key"],
+    )
+    def test_settings_that_are_unusable_are_told_where_all_stores_are_listed_or_pruned(
+        self, host: Host, blobs: dict[str, Any], changes: dict[str, Any], said: str
+    ) -> None:
+        host.good("run_backup", "blobdb", **blobs)
+        for words in (("list_backups",), ("list_backups", "--source", "local"), ("prune_backups",)):
+            ended = host.run(*words, **blobs, **changes)
+            assert ended.code == 1, ended.text
+            assert said in ended.err
+            assert "blobdb_manual" in ended.out
+        told = host.run("list_backups", "--json", **blobs, **changes)
+        assert (told.code, [e["store"] for e in json.loads(told.out)]) == (1, ["blobdb"])
+        sync = host.run("list_backups", "--sync", **blobs, **changes)
+        assert "nothing was marked as gone" in sync.err
+        # Asked for by name, or with no other store, it is a usage error as ever.
+        assert host.run("list_backups", "elasticsearch", **blobs, **changes).code == 2
+        alone = host.run("list_backups", **changes)
+        assert (alone.code, said in alone.err, alone.out) == (2, True, "")
+
 
 class TestRetention:
     def age(self, host: Host, name: str, days: int) -> None:
