@@ -67,6 +67,11 @@ def indices(cluster: Cluster) -> dict[str, Index]:
     return found
 
 
+def scratch_name(prefix: str, index: str) -> str:
+    """Return a name for a trial; Elasticsearch takes 255 bytes at most."""
+    return (prefix + index).encode()[:255].decode("utf-8", "ignore")
+
+
 def aliases(found: Mapping[str, Index]) -> dict[str, list[str]]:
     """Return which indices each alias names."""
     named: dict[str, list[str]] = {}

@@ -225,9 +225,14 @@ class Elasticsearch(SnapshotStore):
         saves = not request.rename_prefix and not self._readonly
         return self._outlook.situation(manifest, request, self.parts(manifest), saves=saves)
 
+    def present(self, parts: Collection[str]) -> dict[str, str]:
+        """Return which indices are there, and the health of each."""
+        found = indices.indices(self.cluster)
+        return {n: (found[n].health or "?") if found[n].open else "closed" for n in parts if n in found}
+
     def try_out(self, manifest: Manifest, part: str, scratch: str, events: Events) -> int:
         """Restore an index under another name, count, delete it."""
-        target = _scratch_name(scratch, part)
+        target = indices.scratch_name(scratch, part)
         try:
             return self._restore(manifest, part, target, events)
         finally:
@@ -292,8 +297,3 @@ class Elasticsearch(SnapshotStore):
             f"commcare-cloud {env} django-manage ptop_preindex",
             f"commcare-cloud {env} downtime end",
         ]
-
-
-def _scratch_name(prefix: str, index: str) -> str:
-    """Return a name for a trial; Elasticsearch takes 255 bytes at most."""
-    return (prefix + index).encode()[:255].decode("utf-8", "ignore")
