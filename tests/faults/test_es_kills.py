@@ -8,7 +8,6 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,14 @@ def node() -> Iterator[ElasticsearchNode]:
         yield made
 
 
+def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Wait for seconds where the settings say minutes."""
+    monkeypatch.setattr(store, "Patience", lambda **given: Patience(**seconds))
+
+
 @pytest.fixture
 def host(node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+    impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     with host_of(node) as made:
         fill(node, documents=6)
         yield made
@@ -70,6 +74,12 @@ def at(
 
 def polls(text: str) -> bool:
     return text.startswith("GET") and f"/{REPOSITORY}/{REPOSITORY}_" in text and "_status" not in text
+
+
+def snapshots_of(host: Host) -> list[dict[str, Any]]:
+    """Return what the server itself lists."""
+    listed = host.node.request("GET", f"/_snapshot/{REPOSITORY}/_all")
+    return list(listed["snapshots"])
 
 
 def throttle(host: Host, rate: str) -> None:
@@ -129,6 +139,48 @@ def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
     assert host.restore("latest", "--indices", "forms").code in (0, 5)
 
 
+def test_an_index_that_a_killed_restore_left_red_is_made_anew_from_what_was_saved(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart no restore is in progress, and its shards stay red for ever."""
+    host.node.bulk("forms", {f"x{n}": {"name": f"{n * 7919}" * 9} for n in range(100)})
+    host.good("run_backup", "elasticsearch")
+    # Segments that are the same would not be copied again.
+    host.node.request("DELETE", "/forms")
+    host.node.request("PUT", "/forms", {"settings": {"number_of_shards": 2}})
+    host.node.bulk("forms", {"late": {"name": "late"}})
+    before = contents(host.node)
+    found: list[str] = []
+
+    def slow(text: str) -> bool:
+        return text.endswith("/forms/_close")
+
+    def copying(text: str) -> bool:
+        return bool(found) and "_cluster/state/customs" in text
+
+    def begin() -> None:
+        found.append("closed")
+        settings = {"location": host.settings["es_repository_location"], "max_restore_bytes_per_sec": "1kb"}
+        host.node.request("PUT", f"/_snapshot/{REPOSITORY}", {"type": "fs", "settings": settings})
+
+    def die() -> None:
+        host.node.kill()
+        host.node.start()
+        found.append(
+            host.node.request("GET", "/_cluster/health/forms?wait_for_no_initializing_shards")["status"]
+        )
+        throttle(host, "40mb")
+
+    with monkeypatch.context() as patch:
+        at(patch, slow, begin)
+        at(patch, copying, die, 3)
+        ended = host.restore("latest", "--indices", "forms")
+    assert found == ["closed", "red"]
+    assert ended.code == 8, ended.text
+    assert "put back as it was" in ended.err
+    assert contents(host.node) == before
+
+
 def test_a_node_that_dies_in_a_deletion_is_asked_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         host.good("run_backup", "elasticsearch")
@@ -177,7 +229,7 @@ def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: 
 
 
 def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=1.0, poll=0.1))
+    impatient(monkeypatch, no_progress=1.0, poll=0.1)
     throttle(host, "1kb")
     ended = host.run("run_backup", "elasticsearch")
     assert ended.code == 1, ended.text
@@ -188,7 +240,7 @@ def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytes
 @pytest.fixture
 def small(small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Return a host whose repository has little room, with one good snapshot there."""
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+    impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     disk = small_disk("2m")
     give(disk, server_user())
     with (
@@ -293,16 +345,22 @@ def job(host: Host, verb: str, request: Any) -> Job:
     return Job(verb, config, to_plain(request), RUN)
 
 
-def killed_before(work: Job, step: int) -> bool:
-    """Run a job in a child that is killed before its step-th request; tell whether it was."""
+def killed_before(
+    work: Job, step: int, wanted: Callable[[str], bool] = lambda text: True, *, after: str = ""
+) -> bool:
+    """Run a job in a child that is killed before its step-th request that is wanted; tell whether it was.
+
+    With ``after``, only requests after the first one of that method count.
+    """
     pid = os.fork()
     if pid == 0:
         real: Send = Cluster._send
-        count = 0
+        count, begun = 0, not after
 
         def send(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:
-            nonlocal count
-            count += 1
+            nonlocal count, begun
+            count += begun and wanted(f"{method} {url}")
+            begun = begun or method == after
             if count == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(self, method, url, body, seconds)
@@ -341,6 +399,101 @@ def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is
         assert first <= names(host)
         assert not list(host.records.glob(".*.note.json"))
     assert killed >= 4
+
+
+class TestNotesThatAreStuck:
+    """A restore was killed, and what it noted cannot be taken back any more."""
+
+    @pytest.fixture
+    def killed(self, host: Host) -> Path:
+        """Return the note of a restore that was killed once it had begun to replace what is live."""
+        host.good("run_backup", "elasticsearch")
+        (name,) = names(host)
+        host.node.bulk("cases", {"late": {"name": "late"}})
+        request = RestoreRequest(Selection("elasticsearch", name), indices=("cases",))
+        at_close = killed_before(
+            job(host, "restore", request), 1, lambda text: text.endswith("/cases/_close")
+        )
+        assert at_close
+        (note,) = host.records.glob(".*.restore.note.json")
+        return note
+
+    def lose_what_was_saved(self, host: Host) -> str:
+        (safety,) = (n for n in names(host) if "before_restore" in n)
+        host.node.request("DELETE", f"/_snapshot/{REPOSITORY}/{safety}")
+        return safety
+
+    def test_without_what_was_saved_it_says_how_the_indices_are_and_the_command_that_gives_up(
+        self, host: Host, killed: Path
+    ) -> None:
+        safety = self.lose_what_was_saved(host)
+        before = contents(host.node)
+        ended = host.restore("--undo")
+        assert ended.code == 9, ended.text
+        assert f"the snapshot {safety} of what was live cannot come back" in ended.err
+        assert "left as they are: cases (yellow)" in ended.err
+        command = f"sudo rm {killed}"
+        assert command in ended.err
+        assert contents(host.node) == before
+        killed.unlink()
+        assert host.restore(min(names(host)), "--indices", "cases").code == 0
+        assert "late" not in host.node.documents("cases")
+
+    def test_where_nothing_of_it_is_there_any_more_it_gives_up(self, host: Host, killed: Path) -> None:
+        safety = self.lose_what_was_saved(host)
+        for index in host.node.indices():
+            host.node.request("DELETE", f"/{index}")
+        ended = host.restore("--undo")
+        assert ended.code == 0, ended.text
+        assert f"neither the snapshot {safety}" in ended.err
+        assert not killed.exists()
+        assert host.restore(min(names(host))).code == 0
+        assert "late" not in host.node.documents("cases")
+
+    def test_a_cluster_that_forgot_the_repository_is_told_of_it_first(self, host: Host, killed: Path) -> None:
+        host.node.request("DELETE", f"/_snapshot/{REPOSITORY}")
+        assert host.restore("--undo").code == 0
+        assert "late" in host.node.documents("cases")
+
+    def test_a_note_that_cannot_be_read_is_no_note_of_nothing(self, host: Host, killed: Path) -> None:
+        killed.write_bytes(killed.read_bytes()[:40])
+        for words in ((min(names(host)),), ("--undo",)):
+            ended = host.restore(*words)
+            assert ended.code == 9, ended.text
+            assert "cannot be read" in ended.err
+            assert f"sudo rm {killed}" in ended.err
+        killed.unlink()
+        (safety,) = (n for n in names(host) if "before_restore" in n)
+        assert host.restore(safety).code == 0
+        assert "late" in host.node.documents("cases")
+
+    def test_what_a_killed_run_left_goes_though_its_note_cannot_be_read(self, host: Host) -> None:
+        host.good("run_backup", "elasticsearch")
+        work = job(host, "verify", VerifyRequest(Selection("elasticsearch", *names(host)), deep=True))
+        assert killed_before(work, 2, lambda text: "hqb-scratch" in text and "_recovery" in text)
+        assert any(index.startswith("hqb-scratch-") for index in host.node.indices())
+        (note,) = host.records.glob(".*.scratch.note.json")
+        note.write_bytes(b"")
+        host.good("run_backup", "elasticsearch")
+        assert not any(index.startswith("hqb-scratch-") for index in host.node.indices())
+        assert not note.exists()
+
+    def test_a_snapshot_of_a_killed_run_that_cannot_be_read_is_removed(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host.good("run_backup", "elasticsearch")
+        first = names(host)
+        host.node.bulk("cases", {"late": {"name": "late"}})
+        work = job(host, "backup", BackupRequest("elasticsearch", "daily"))
+        # Its state is SUCCESS, what it holds is not counted yet.
+        assert killed_before(work, 1, lambda text: "/_stats" in text, after="PUT")
+        host.node.settled("cases")
+        (left,) = (s for s in snapshots_of(host) if s["snapshot"] not in first)
+        for path in host.repository.glob(f"indices/*/0/snap-{left['uuid']}.dat"):
+            path.unlink()
+        ended = host.good("run_backup", "elasticsearch")
+        assert f"removed snapshot {left['snapshot']}" in ended.out
+        assert "unmanaged" not in host.good("list_backups", "elasticsearch").out
 
 
 @STEPS

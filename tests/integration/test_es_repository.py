@@ -159,6 +159,8 @@ class TestOthers:
         host.node.request("PUT", "/_snapshot/theirs/nightly?wait_for_completion=false", body)
         assert host.node.request("GET", "/_snapshot/_status")["snapshots"]
 
+        impatient = host.run("run_backup", "elasticsearch", es_wait_minutes=0)
+        assert (impatient.code, "es_wait_minutes" in impatient.err) == (6, True), impatient.text
         ended = host.good("run_backup", "elasticsearch")
 
         assert "waiting for snapshot theirs/nightly" in ended.out
