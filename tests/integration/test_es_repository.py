@@ -487,34 +487,6 @@ def test_an_s3_repository_is_asked_for_as_a_real_server_took_it_and_without_keys
 
 
 class TestNetworks:
-    def test_a_password_that_is_wrong_or_missing_is_said(self, tmp_path: Path) -> None:
-        class Denying(_Recorder):
-            def do_GET(self) -> None:
-                reason = "missing authentication credentials for REST request [/]"
-                self._answer(401, {"error": {"type": "security_exception", "reason": reason}, "status": 401})
-
-        server = ThreadingHTTPServer((LOOPBACK, 0), Denying)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            url = f"http://{LOOPBACK}:{server.server_address[1]}"
-            host = Host(
-                None,  # type: ignore[arg-type]
-                tmp_path,
-                {
-                    "deploy_env": "monolith", "backup_postgres": False, "elasticsearch_url": url, "es_local_repo": True,
-                    "elasticsearch_backup_dir": str(tmp_path / "r"), "elasticsearch_data_dir": str(tmp_path),
-                    "elasticsearch_username": "hq", "elasticsearch_password": "pw-4711",
-                },
-            )  # fmt: skip
-            ended = host.run("run_backup", "elasticsearch")
-        finally:
-            server.shutdown()
-            server.server_close()
-        assert ended.code == 1
-        assert "missing authentication credentials" in ended.err
-        assert "elasticsearch_password" in ended.err
-        assert "pw-4711" not in ended.text
-
     def test_the_second_address_is_asked_when_the_first_is_dead(self, host: Host) -> None:
         host.good("run_backup", "elasticsearch", elasticsearch_url=["http://127.0.0.1:1", host.node.url])
 

@@ -156,5 +156,10 @@ def _network_words(error: OSError) -> str:
     if isinstance(error, requests.exceptions.SSLError) or "SSL" in text:
         if "WRONG_VERSION" in text or "wrong version number" in text:
             return "it does not speak https: write elasticsearch_url with http://"
+        if "expired" in text:
+            return "its certificate has expired"
+        if (wrong := re.search(r"Hostname mismatch|IP address mismatch|doesn't match", text)) is not None:
+            asked = re.search(r"not valid for '([^']+)'", text[wrong.start() :])
+            return f"its certificate is for another name than {asked[1] if asked else 'the one asked for'}"
         return "its certificate is not trusted: name its authority in elasticsearch_ca_file"
     return network_words(error)
