@@ -33,13 +33,29 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.elasticsearch
 Send = Callable[[Cluster, str, str, Any, float], Any]
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[ElasticsearchNode]:
+@contextlib.contextmanager
+def own_node(version: int) -> Iterator[ElasticsearchNode]:
     """Run a node of these tests' own, to be killed."""
-    reason = ElasticsearchNode.unavailable(6)
-    require_service("Elasticsearch 6", not reason, reason)
-    with short_directory() as workdir, ElasticsearchNode(6, workdir / "es") as made:
+    reason = ElasticsearchNode.unavailable(version)
+    require_service(f"Elasticsearch {version}", not reason, reason)
+    with short_directory() as workdir, ElasticsearchNode(version, workdir / "es") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def node6() -> Iterator[ElasticsearchNode]:
+    with own_node(6) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node7() -> Iterator[ElasticsearchNode]:
+    with own_node(7) as made:
+        yield made
+
+
+SEVEN = pytest.param("node7", marks=pytest.mark.elasticsearch7)
+on_both = pytest.mark.parametrize("host", ["node6", SEVEN], indirect=True)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
@@ -48,7 +64,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 
 
 @pytest.fixture
-def host(node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    node: ElasticsearchNode = request.getfixturevalue(getattr(request, "param", "node6"))
     impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     with host_of(node) as made:
         fill(node, documents=6)
@@ -98,6 +115,7 @@ def names(host: Host) -> set[str]:
     return {str(e["name"]) for e in host.entries()}
 
 
+@on_both
 def test_a_node_that_dies_in_a_snapshot_fails_the_run_and_the_next_one_is_good(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +157,7 @@ def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
     assert host.restore("latest", "--indices", "forms").code in (0, 5)
 
 
+@on_both
 def test_an_index_that_a_killed_restore_left_red_is_made_anew_from_what_was_saved(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +247,7 @@ def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: 
     host.good("run_backup", "elasticsearch")
 
 
+@on_both
 def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch, no_progress=1.0, poll=0.1)
     throttle(host, "1kb")
@@ -238,14 +258,16 @@ def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytes
 
 
 @pytest.fixture
-def small(small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def small(
+    request: pytest.FixtureRequest, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
     """Return a host whose repository has little room, with one good snapshot there."""
     impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     disk = small_disk("2m")
     give(disk, server_user())
     with (
         short_directory() as workdir,
-        ElasticsearchNode(6, workdir / "es", disk) as node,
+        ElasticsearchNode(getattr(request, "param", 6), workdir / "es", disk) as node,
         host_of(node) as host,
     ):
         fill(node, documents=5)
@@ -288,6 +310,7 @@ def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
     small.good("run_backup", "elasticsearch")
 
 
+@pytest.mark.parametrize("small", [6, pytest.param(7, marks=pytest.mark.elasticsearch7)], indirect=True)
 def test_many_new_indices_that_have_no_room_together_are_not_begun(small: Host) -> None:
     kept = names(small)
     # Each of them has room, all together have not.
@@ -374,22 +397,33 @@ def killed_before(
     return os.WIFSIGNALED(status)
 
 
-SOME, ALL = (3, 9, 12, 14, 16), tuple(range(1, 60))
-STEPS = pytest.mark.parametrize(
-    "steps", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "every-step"]
-)
+EVERY = [("", n, "") for n in range(1, 140)]
 
 
-@STEPS
+def points(*some: tuple[str, int, str]) -> pytest.MarkDecorator:
+    """Kill before some requests: the n-th of a kind, all kinds after the first of a method; or before every one."""
+    every = pytest.param(EVERY, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("at_points", [list(some), every], ids=["some", "every-request"])
+
+
+def killed_at(work: Job, point: tuple[str, int, str]) -> bool:
+    part, step, after = point
+    killed = killed_before(work, step, lambda text: part in text, after=after)
+    assert killed or point in EVERY, point
+    return killed
+
+
+@on_both
+@points(("", 4, ""), ("PUT", 1, ""), ("", 1, "PUT"), ("", 3, "PUT"), ("/_stats", 1, "PUT"))
 def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is_good(
-    host: Host, steps: tuple[int, ...]
+    host: Host, at_points: list[tuple[str, int, str]]
 ) -> None:
     host.good("run_backup", "elasticsearch")
     first = names(host)
     work = job(host, "backup", BackupRequest("elasticsearch", "daily"))
     killed = 0
-    for step in steps:
-        if not killed_before(work, step):
+    for point in at_points:
+        if not killed_at(work, point):
             break
         killed += 1
         host.good("run_backup", "elasticsearch")
@@ -398,106 +432,17 @@ def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is
         assert "unmanaged" not in listed.out
         assert first <= names(host)
         assert not list(host.records.glob(".*.note.json"))
-    assert killed >= 4
+    assert killed >= 5
 
 
-class TestNotesThatAreStuck:
-    """A restore was killed, and what it noted cannot be taken back any more."""
-
-    @pytest.fixture
-    def killed(self, host: Host) -> Path:
-        """Return the note of a restore that was killed once it had begun to replace what is live."""
-        host.good("run_backup", "elasticsearch")
-        (name,) = names(host)
-        host.node.bulk("cases", {"late": {"name": "late"}})
-        request = RestoreRequest(Selection("elasticsearch", name), indices=("cases",))
-        at_close = killed_before(
-            job(host, "restore", request), 1, lambda text: text.endswith("/cases/_close")
-        )
-        assert at_close
-        (note,) = host.records.glob(".*.restore.note.json")
-        return note
-
-    def lose_what_was_saved(self, host: Host) -> str:
-        (safety,) = (n for n in names(host) if "before_restore" in n)
-        host.node.request("DELETE", f"/_snapshot/{REPOSITORY}/{safety}")
-        return safety
-
-    def test_without_what_was_saved_it_says_how_the_indices_are_and_the_command_that_gives_up(
-        self, host: Host, killed: Path
-    ) -> None:
-        safety = self.lose_what_was_saved(host)
-        before = contents(host.node)
-        ended = host.restore("--undo")
-        assert ended.code == 9, ended.text
-        assert f"the snapshot {safety} of what was live cannot come back" in ended.err
-        assert "left as they are: cases (yellow)" in ended.err
-        command = f"sudo rm {killed}"
-        assert command in ended.err
-        assert contents(host.node) == before
-        killed.unlink()
-        assert host.restore(min(names(host)), "--indices", "cases").code == 0
-        assert "late" not in host.node.documents("cases")
-
-    def test_where_nothing_of_it_is_there_any_more_it_gives_up(self, host: Host, killed: Path) -> None:
-        safety = self.lose_what_was_saved(host)
-        for index in host.node.indices():
-            host.node.request("DELETE", f"/{index}")
-        ended = host.restore("--undo")
-        assert ended.code == 0, ended.text
-        assert f"neither the snapshot {safety}" in ended.err
-        assert not killed.exists()
-        assert host.restore(min(names(host))).code == 0
-        assert "late" not in host.node.documents("cases")
-
-    def test_a_cluster_that_forgot_the_repository_is_told_of_it_first(self, host: Host, killed: Path) -> None:
-        host.node.request("DELETE", f"/_snapshot/{REPOSITORY}")
-        assert host.restore("--undo").code == 0
-        assert "late" in host.node.documents("cases")
-
-    def test_a_note_that_cannot_be_read_is_no_note_of_nothing(self, host: Host, killed: Path) -> None:
-        killed.write_bytes(killed.read_bytes()[:40])
-        for words in ((min(names(host)),), ("--undo",)):
-            ended = host.restore(*words)
-            assert ended.code == 9, ended.text
-            assert "cannot be read" in ended.err
-            assert f"sudo rm {killed}" in ended.err
-        killed.unlink()
-        (safety,) = (n for n in names(host) if "before_restore" in n)
-        assert host.restore(safety).code == 0
-        assert "late" in host.node.documents("cases")
-
-    def test_what_a_killed_run_left_goes_though_its_note_cannot_be_read(self, host: Host) -> None:
-        host.good("run_backup", "elasticsearch")
-        work = job(host, "verify", VerifyRequest(Selection("elasticsearch", *names(host)), deep=True))
-        assert killed_before(work, 2, lambda text: "hqb-scratch" in text and "_recovery" in text)
-        assert any(index.startswith("hqb-scratch-") for index in host.node.indices())
-        (note,) = host.records.glob(".*.scratch.note.json")
-        note.write_bytes(b"")
-        host.good("run_backup", "elasticsearch")
-        assert not any(index.startswith("hqb-scratch-") for index in host.node.indices())
-        assert not note.exists()
-
-    def test_a_snapshot_of_a_killed_run_that_cannot_be_read_is_removed(
-        self, host: Host, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        host.good("run_backup", "elasticsearch")
-        first = names(host)
-        host.node.bulk("cases", {"late": {"name": "late"}})
-        work = job(host, "backup", BackupRequest("elasticsearch", "daily"))
-        # Its state is SUCCESS, what it holds is not counted yet.
-        assert killed_before(work, 1, lambda text: "/_stats" in text, after="PUT")
-        host.node.settled("cases")
-        (left,) = (s for s in snapshots_of(host) if s["snapshot"] not in first)
-        for path in host.repository.glob(f"indices/*/0/snap-{left['uuid']}.dat"):
-            path.unlink()
-        ended = host.good("run_backup", "elasticsearch")
-        assert f"removed snapshot {left['snapshot']}" in ended.out
-        assert "unmanaged" not in host.good("list_backups", "elasticsearch").out
-
-
-@STEPS
-def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[int, ...]) -> None:
+# cases: a trial of the backup, one of what saved it, then in place; users.2024: a trial, then in place.
+@on_both
+@points(
+    ("_restore?", 1, ""), ("/_close", 1, ""), ("_restore?", 3, ""), ("_restore?", 4, ""), ("_restore?", 5, "")
+)
+def test_a_restore_killed_at_any_request_is_taken_back(
+    host: Host, at_points: list[tuple[str, int, str]]
+) -> None:
     host.good("run_backup", "elasticsearch")
     (name,) = names(host)
     host.node.bulk("cases", {"late": {"name": "late"}})
@@ -505,8 +450,8 @@ def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[
     before = contents(host.node)
     request = RestoreRequest(Selection("elasticsearch", name), indices=("cases", "users.2024"))
     killed, undone = 0, 0
-    for step in [5, 20, 32, 40, 46, 52, 58] if steps == SOME else range(1, 120):
-        if not killed_before(job(host, "restore", request), step):
+    for point in at_points:
+        if not killed_at(job(host, "restore", request), point):
             break
         killed += 1
         notes = [json.loads(p.read_bytes()) for p in host.records.glob(".*.restore.note.json")]
@@ -514,13 +459,13 @@ def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[
             refused = host.restore(name)
             assert (refused.code, "--undo" in refused.err) == (5, True), refused.text
             ended = host.restore("--undo")
-            assert ended.code == 0, (step, ended.text)
+            assert ended.code == 0, (point, ended.text)
             undone += 1
         else:
             host.good("verify_backup", name, "--deep")
-        assert contents(host.node) == before, step
-    assert killed >= 4
-    assert undone >= 1
+        assert contents(host.node) == before, point
+    assert killed >= 5
+    assert undone >= 4
 
 
 def test_a_drill_that_was_killed_is_cleaned_up_by_the_next_run(host: Host) -> None:

@@ -299,3 +299,23 @@ class TestOneAtATime:
         (theirs,) = host.node.request("GET", "/_snapshot/between/theirs")["snapshots"]
         assert theirs["state"] == "SUCCESS"
         assert "BAD" not in host.good("list_backups", "elasticsearch").out
+
+
+class TestRoomOnTheNodes:
+    def test_what_lies_beyond_the_flood_stage_is_no_room(self, host: Host) -> None:
+        host.good("run_backup", "elasticsearch")
+        disk = "cluster.routing.allocation.disk"
+        row, *_ = host.node.request("GET", "/_cat/allocation?format=json&bytes=b&h=disk.avail")
+        # Nothing is left until the nodes would make every index read-only.
+        free = f"{int(row['disk.avail']) + (1 << 30)}b"
+        stages = {f"{disk}.watermark.{name}": free for name in ("low", "high", "flood_stage")}
+        stages[f"{disk}.threshold_enabled"] = "true"
+        words = ("restore_backup", "elasticsearch", "latest", "--rename-prefix", "old-", "--dry-run")
+        try:
+            host.good(*words)
+            host.node.request("PUT", "/_cluster/settings", {"transient": stages})
+            ended = host.run(*words)
+        finally:
+            off = dict.fromkeys(stages)
+            host.node.request("PUT", "/_cluster/settings", {"transient": off})
+        assert (ended.code, "the data nodes has" in ended.err) == (5, True), ended.text
