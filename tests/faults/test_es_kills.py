@@ -55,7 +55,9 @@ def node7() -> Iterator[ElasticsearchNode]:
 
 
 SEVEN = pytest.param("node7", marks=pytest.mark.elasticsearch7)
+SEVEN_TOO = pytest.param("node7", marks=[pytest.mark.elasticsearch7, pytest.mark.slow])
 on_both = pytest.mark.parametrize("host", ["node6", SEVEN], indirect=True)
+on_both_in_time = pytest.mark.parametrize("host", ["node6", SEVEN_TOO], indirect=True)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
@@ -157,7 +159,7 @@ def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
     assert host.restore("latest", "--indices", "forms").code in (0, 5)
 
 
-@on_both
+@on_both_in_time
 def test_an_index_that_a_killed_restore_left_red_is_made_anew_from_what_was_saved(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +249,7 @@ def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: 
     host.good("run_backup", "elasticsearch")
 
 
-@on_both
+@on_both_in_time
 def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch, no_progress=1.0, poll=0.1)
     throttle(host, "1kb")
@@ -310,7 +312,9 @@ def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
     small.good("run_backup", "elasticsearch")
 
 
-@pytest.mark.parametrize("small", [6, pytest.param(7, marks=pytest.mark.elasticsearch7)], indirect=True)
+@pytest.mark.parametrize(
+    "small", [6, pytest.param(7, marks=[pytest.mark.elasticsearch7, pytest.mark.slow])], indirect=True
+)
 def test_many_new_indices_that_have_no_room_together_are_not_begun(small: Host) -> None:
     kept = names(small)
     # Each of them has room, all together have not.
@@ -436,7 +440,7 @@ def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is
 
 
 # cases: a trial of the backup, one of what saved it, then in place; users.2024: a trial, then in place.
-@on_both
+@on_both_in_time
 @points(
     ("_restore?", 1, ""), ("/_close", 1, ""), ("_restore?", 3, ""), ("_restore?", 4, ""), ("_restore?", 5, "")
 )

@@ -420,15 +420,13 @@ class TestElasticsearch:
         watcher.start()
         try:
             said = [hq.good("run_backup", "elasticsearch", "--type=daily")]
-            (entry,) = hq.catalog("elasticsearch")
-            said.append(hq.good("verify_backup", entry["name"], "--deep"))
             es6.bulk("forms", {"late": {"name": "late"}})
             later = contents(es6)
-            said.append(hq.good("restore_backup", "elasticsearch", "latest", *CONFIRMED))
+            words = ("restore_backup", "elasticsearch", "latest", "--indices=forms")
+            said.append(hq.good(*words, *CONFIRMED))
             assert contents(es6) == before
             said.append(hq.good("restore_backup", "elasticsearch", "--undo", *CONFIRMED))
             assert contents(es6) == later
-            said.append(hq.good("prune_backups", "elasticsearch"))
         finally:
             ended.set()
             watcher.join()
@@ -446,6 +444,7 @@ class TestElasticsearch:
         assert f"cchq ALL=(couchdb) NOPASSWD: {hq.python} -I {bridge.ENTRY}" in refused.err
         assert list(records.iterdir()) == []
 
+    @pytest.mark.slow
     def test_a_snapshot_goes_on_and_is_recorded_when_its_command_is_killed(
         self, hq: HqHost, es6: ElasticsearchNode, records: Path
     ) -> None:

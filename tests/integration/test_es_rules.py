@@ -147,7 +147,7 @@ class TestWhatIsAccepted:
         assert (deep.code, "forms has 6 documents, at its backup it had 7" in deep.text) == (3, True), (
             deep.text
         )
-        restored = host.restore(entry["name"])
+        restored = host.restore(entry["name"], "--indices", "forms")
         assert (restored.code, "left as it was" in restored.err) == (8, True), restored.text
         assert contents(host.node) == before
 
@@ -178,7 +178,7 @@ class TestWhatIsSent:
     def test_an_index_that_is_saved_cannot_be_deleted_under_it(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        throttle(host, "5kb")
+        throttle(host, "10kb")
         denied = []
 
         def delete(nth: int) -> None:
@@ -218,7 +218,7 @@ class TestWhatIsSent:
         """A replica that has no node keeps an index yellow for ever; a pattern that matches nothing is green."""
         host.good("run_backup", "elasticsearch")
         began = time.monotonic()
-        assert host.restore("latest").code == 0
+        assert host.restore("latest", "--indices", "forms").code == 0
         assert time.monotonic() - began < 60
         health = host.node.request("GET", "/_cluster/health/forms")
         assert (health["status"], health["unassigned_shards"]) == ("yellow", 2)
@@ -238,7 +238,7 @@ class TestClusterState:
             host.node.request("PUT", "/_cluster/settings", {"persistent": {setting: "5"}})
             host.node.request("DELETE", "/_template/old")
             for name in ("latest", "by-hand"):
-                assert host.restore(name).code == 0
+                assert host.restore(name, "--indices", "users.2024").code == 0
             found = host.node.request("GET", "/_cluster/settings?flat_settings=true")["persistent"]
             assert found == {setting: "5"}
             assert "old" not in host.node.request("GET", "/_template")

@@ -33,7 +33,7 @@ def gate(es6: ElasticsearchNode, authority: Authority) -> Iterator[Gate]:
 @pytest.fixture
 def host(es6: ElasticsearchNode, gate: Gate, authority: Authority) -> Iterator[Host]:
     with host_of(es6) as made:
-        fill(es6, documents=3)
+        fill(es6, documents=2)
         made.settings |= {
             "elasticsearch_url": gate.url,
             "elasticsearch_username": "hq",
@@ -50,13 +50,12 @@ def test_everything_is_done_through_it_and_the_password_stands_nowhere(host: Hos
     later = contents(host.node)
     said += [
         host.good("list_backups", "elasticsearch"),
-        host.good("verify_backup", "latest", "--store", "elasticsearch", "--deep"),
         host.good("check_s3_backups", "elasticsearch"),
-        host.restore("latest"),
+        host.restore("latest", "--indices", "forms"),
     ]
     assert contents(host.node) == before
     said.append(host.restore("--undo"))
-    assert [each.code for each in said] == [0] * 6
+    assert [each.code for each in said] == [0] * 5
     assert contents(host.node) == later
     assert gate.passed
     assert gate.refused == []
