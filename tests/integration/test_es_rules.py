@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hq_backups.engine.elasticsearch import room
 from hq_backups.engine.elasticsearch.client import Cluster
 from tests.integration.es_helpers import REPOSITORY, Host, contents, fill, host_of
 from tests.testbed.elasticsearch import ElasticsearchNode
@@ -319,3 +320,21 @@ class TestRoomOnTheNodes:
             off = dict.fromkeys(stages)
             host.node.request("PUT", "/_cluster/settings", {"transient": off})
         assert (ended.code, "the data nodes has" in ended.err) == (5, True), ended.text
+
+    def test_what_is_saved_first_counts_where_one_disk_holds_both(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host.good("run_backup", "elasticsearch")
+        words = ("restore_backup", "elasticsearch", "latest", "--indices", "forms", "--dry-run", "--json")
+
+        def plan() -> dict[str, Any]:
+            events = [json.loads(line) for line in host.good(*words).out.splitlines()]
+            (found,) = (event for event in events if event.get("kind") == "plan")
+            return {**found, **found.get("data", {})}
+
+        on_one = plan()
+        saved = on_one["facts"]["repository_needed"]
+        assert saved > 0
+        # As if its directory were another disk's.
+        monkeypatch.setattr(room, "shares_disk", lambda cluster, directory: False)
+        assert on_one["needed"] - plan()["needed"] == saved
