@@ -52,6 +52,10 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         "Elasticsearch 6.8 asks for BUCKET.ENDPOINT unless the endpoint is an IP address: give aws_endpoint as an "
         "IP address, or let DNS answer for every name below it.",
     ),
+    (
+        r"Connection refused|[Cc]onnect timed out|No route to host",
+        f"The nodes cannot reach the S3 endpoint: try it from a node, or see aws_endpoint: {CONFIG}",
+    ),
     (r"Unsupported or unrecognized SSL message", "The endpoint speaks http: write aws_endpoint with http://"),
     (r"PKIX|certificate", "The nodes' Java does not trust the endpoint's certificate: add it to their truststore."),
     (
