@@ -64,6 +64,11 @@ OUTER = "[x] path [env/es] is not accessible on master node"
             "ListBucket",
         ),
         ((OUTER, "failed to create blob container", "/a/tests: Permission denied"), "chown -R elasticsearch"),
+        # Two known causes: only the deeper one mends it.
+        (
+            (OUTER, "failed to create blob container", "No space left on device"),
+            "Free space in the repository",
+        ),
         ((OUTER, "PKIX path building failed: unable to find valid certification path"), "truststore"),
         (
             ("failed to update snapshot in repository", "No space left on device"),
