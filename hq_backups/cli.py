@@ -133,6 +133,7 @@ class EngineCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Run, and leave with the exit code that says how it went."""
         self.runs: list[str] = []
+        self.unusable: list[str] = []
         self.show = self._console(as_json=options["json"])
         try:
             code = self.perform(**options)
@@ -191,14 +192,30 @@ class EngineCommand(BaseCommand):
             self.show(Event("warning", {"code": "settings", "message": note}))
 
     def stores(self, store: str | None) -> list[str]:
-        """Return the one store asked for, or every one whose backups may lie here, with usable settings."""
+        """Return the one store asked for, or every one whose backups may lie here and whose settings are usable.
+
+        Of all of them, one with unusable settings is told, stands in ``unusable`` and stops no other.
+        """
         resolved = self.settings()
         wanted = (store,) if store is not None else resolved.enabled
         for name in wanted:
             require_built(name)
-        config = resolved.config(require=wanted)
+        if store is not None:
+            resolved.require(store)
+        config = resolved.config()
+        for name in wanted if store is None else ():
+            try:
+                resolved.require(name)
+            except HQBackupsError as error:
+                self.unusable.append(name)
+                self.failed(error)
         # A rebuilt host lists and restores before anything is switched on.
-        return list(wanted) or [name for name in config.stores if name in BUILT_MODES]
+        known = list(wanted) or [name for name in config.stores if name in BUILT_MODES]
+        return [name for name in known if name not in self.unusable]
+
+    def worst(self, codes: Iterable[Exit]) -> Exit:
+        """Return the exit code of jobs for several stores, those that could not even begin among them."""
+        return worst([*codes, *(Exit.USAGE for _ in self.unusable)])
 
     def config(self, *stores: str) -> Config:
         """Return the engine's configuration of ``stores`` alone, so that no other's secrets travel."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hq_backups import bridge, conf, identity, records
-from hq_backups.cli import interpreter, worst
+from hq_backups.cli import interpreter
 from hq_backups.console import as_json, width
 from hq_backups.engine.config import Job, to_plain
 from hq_backups.engine.errors import Exit
@@ -74,19 +74,20 @@ def show_catalog(command: EngineCommand, **options: Any) -> Exit:
     listing.entries.sort(key=lambda e: (str(e.get("store")), str(e.get("taken_at"))))
     if options["json"]:
         command.out(as_json([{key: entry.get(key) for key in KEYS} for entry in listing.entries]))
-    elif listing.entries or not any(codes):
+    elif listing.entries or not (any(codes) or command.unusable):
         for line in table(listing.entries, width(command.stdout), command.resolved.config().host):
             command.out(line)
     if options["sync"]:
-        whole = options["source"] == "all" and options["since"] is None and not listing.partial
+        whole = options["source"] == "all" and options["since"] is None
+        whole = whole and not listing.partial and not command.unusable
         codes.append(_sync(command, listing.entries, stores, complete=whole and not any(codes)))
-    return worst(codes)
+    return command.worst(codes)
 
 
 def _by_user(command: EngineCommand, stores: Sequence[str], source: str) -> list[list[str]]:
     """Group the stores by the user who can read their directories: one job, perhaps one sudo, for each."""
     if source == "s3":
-        return [list(stores)]
+        return [list(stores)] if stores else []
     config = command.resolved.config()
     groups: dict[str, list[str]] = {}
     for store in stores:

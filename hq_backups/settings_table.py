@@ -519,6 +519,23 @@ ELASTICSEARCH = (
         high=36500,
         aliases=("elastcsearch_backup_days",),
     ),
+    _es(
+        "es_wait_minutes",
+        kind="int",
+        default=60,
+        help="How long somebody else's snapshot that runs is waited for, before exit code 6.",
+        low=0,
+        high=10080,
+    ),
+    _es(
+        "es_stall_minutes",
+        kind="int",
+        default=60,
+        help="How long a snapshot or restore of ours may show no progress, before it is aborted. Elasticsearch shows "
+        "it file by file: one of 50 GB takes 21 minutes at its default 40 MB/s.",
+        low=1,
+        high=10080,
+    ),
     _es("elasticsearch_version", kind="version", default="6.8.23", help="Elasticsearch's version."),
     _es(
         "elasticsearch_data_dir",

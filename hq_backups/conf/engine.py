@@ -239,6 +239,10 @@ def _elasticsearch_options(resolved: Resolved) -> Mapping[str, Any]:
         "repository": resolved["es_repository_name"],
         "location": resolved["es_repository_location"],
         "readonly": resolved["es_repository_readonly"],
+        "patience": {
+            "foreign": resolved["es_wait_minutes"] * 60.0,
+            "no_progress": resolved["es_stall_minutes"] * 60.0,
+        },
     }
 
 

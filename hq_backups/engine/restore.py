@@ -30,6 +30,7 @@ from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.plan import Plan, beside, plan_beside, plan_in_place, plan_swap, staging_prefix
 from hq_backups.engine.requests import LoadRequest, RestoreRequest, Selection, UndoRequest, UnpackRequest
 from hq_backups.engine.snapshots import restore as snapshots
+from hq_backups.engine.snapshots.undo import undo as undo_snapshots
 from hq_backups.engine.source import compare, handed, opened
 from hq_backups.engine.stores import open_store, open_stream
 from hq_backups.engine.stores.base import Destination, Part, SnapshotStore, StreamStore
@@ -153,7 +154,7 @@ def undo(config: Config, request: UndoRequest, run_id: str, events: Events) -> E
     """Put back what the last restore set aside, or finish what a kill left between two renames."""
     store = open_store(config, request.store)
     if isinstance(store, SnapshotStore):
-        return snapshots.undo(store, request, run_id, events)
+        return undo_snapshots(store, request, run_id, events)
     target = store.target().resolve()
     planned = Swap.load(target).journal
     events.emit("plan", undo=True, store=store.name, env=config.env, **_undo_facts(planned))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,42 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.elasticsearch
 Send = Callable[[Cluster, str, str, Any, float], Any]
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[ElasticsearchNode]:
+@contextlib.contextmanager
+def own_node(version: int) -> Iterator[ElasticsearchNode]:
     """Run a node of these tests' own, to be killed."""
-    reason = ElasticsearchNode.unavailable(6)
-    require_service("Elasticsearch 6", not reason, reason)
-    with short_directory() as workdir, ElasticsearchNode(6, workdir / "es") as made:
+    reason = ElasticsearchNode.unavailable(version)
+    require_service(f"Elasticsearch {version}", not reason, reason)
+    with short_directory() as workdir, ElasticsearchNode(version, workdir / "es") as made:
         yield made
 
 
+@pytest.fixture(scope="module")
+def node6() -> Iterator[ElasticsearchNode]:
+    with own_node(6) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node7() -> Iterator[ElasticsearchNode]:
+    with own_node(7) as made:
+        yield made
+
+
+SEVEN = pytest.param("node7", marks=pytest.mark.elasticsearch7)
+SEVEN_TOO = pytest.param("node7", marks=[pytest.mark.elasticsearch7, pytest.mark.slow])
+on_both = pytest.mark.parametrize("host", ["node6", SEVEN], indirect=True)
+on_both_in_time = pytest.mark.parametrize("host", ["node6", SEVEN_TOO], indirect=True)
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Wait for seconds where the settings say minutes."""
+    monkeypatch.setattr(store, "Patience", lambda **given: Patience(**seconds))
+
+
 @pytest.fixture
-def host(node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    node: ElasticsearchNode = request.getfixturevalue(getattr(request, "param", "node6"))
+    impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     with host_of(node) as made:
         fill(node, documents=6)
         yield made
@@ -71,6 +95,12 @@ def polls(text: str) -> bool:
     return text.startswith("GET") and f"/{REPOSITORY}/{REPOSITORY}_" in text and "_status" not in text
 
 
+def snapshots_of(host: Host) -> list[dict[str, Any]]:
+    """Return what the server itself lists."""
+    listed = host.node.request("GET", f"/_snapshot/{REPOSITORY}/_all")
+    return list(listed["snapshots"])
+
+
 def throttle(host: Host, rate: str) -> None:
     """Register the repository as wanted, only slow."""
     settings = {"location": host.settings["es_repository_location"], "max_snapshot_bytes_per_sec": rate}
@@ -87,6 +117,7 @@ def names(host: Host) -> set[str]:
     return {str(e["name"]) for e in host.entries()}
 
 
+@on_both
 def test_a_node_that_dies_in_a_snapshot_fails_the_run_and_the_next_one_is_good(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +157,49 @@ def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
     assert "put back as it was" in ended.err
     assert contents(host.node) == before
     assert host.restore("latest", "--indices", "forms").code in (0, 5)
+
+
+@on_both_in_time
+def test_an_index_that_a_killed_restore_left_red_is_made_anew_from_what_was_saved(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart no restore is in progress, and its shards stay red for ever."""
+    host.node.bulk("forms", {f"x{n}": {"name": f"{n * 7919}" * 9} for n in range(100)})
+    host.good("run_backup", "elasticsearch")
+    # Segments that are the same would not be copied again.
+    host.node.request("DELETE", "/forms")
+    host.node.request("PUT", "/forms", {"settings": {"number_of_shards": 2}})
+    host.node.bulk("forms", {"late": {"name": "late"}})
+    before = contents(host.node)
+    found: list[str] = []
+
+    def slow(text: str) -> bool:
+        return text.endswith("/forms/_close")
+
+    def copying(text: str) -> bool:
+        return bool(found) and "_cluster/state/customs" in text
+
+    def begin() -> None:
+        found.append("closed")
+        settings = {"location": host.settings["es_repository_location"], "max_restore_bytes_per_sec": "1kb"}
+        host.node.request("PUT", f"/_snapshot/{REPOSITORY}", {"type": "fs", "settings": settings})
+
+    def die() -> None:
+        host.node.kill()
+        host.node.start()
+        found.append(
+            host.node.request("GET", "/_cluster/health/forms?wait_for_no_initializing_shards")["status"]
+        )
+        throttle(host, "40mb")
+
+    with monkeypatch.context() as patch:
+        at(patch, slow, begin)
+        at(patch, copying, die, 3)
+        ended = host.restore("latest", "--indices", "forms")
+    assert found == ["closed", "red"]
+    assert ended.code == 8, ended.text
+    assert "put back as it was" in ended.err
+    assert contents(host.node) == before
 
 
 def test_a_node_that_dies_in_a_deletion_is_asked_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +249,9 @@ def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: 
     host.good("run_backup", "elasticsearch")
 
 
+@on_both_in_time
 def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=1.0, poll=0.1))
+    impatient(monkeypatch, no_progress=1.0, poll=0.1)
     throttle(host, "1kb")
     ended = host.run("run_backup", "elasticsearch")
     assert ended.code == 1, ended.text
@@ -185,14 +260,16 @@ def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytes
 
 
 @pytest.fixture
-def small(small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def small(
+    request: pytest.FixtureRequest, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
     """Return a host whose repository has little room, with one good snapshot there."""
-    monkeypatch.setattr(store, "Patience", partial(Patience, no_progress=20.0, accepted=5.0, poll=0.2))
+    impatient(monkeypatch, no_progress=20.0, accepted=5.0, poll=0.2)
     disk = small_disk("2m")
     give(disk, server_user())
     with (
         short_directory() as workdir,
-        ElasticsearchNode(6, workdir / "es", disk) as node,
+        ElasticsearchNode(getattr(request, "param", 6), workdir / "es", disk) as node,
         host_of(node) as host,
     ):
         fill(node, documents=5)
@@ -201,36 +278,76 @@ def small(small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def grow(node: ElasticsearchNode, index: str, documents: int) -> None:
-    """Write what cannot be compressed well, a few kilobytes each."""
+    """Make an index anew, of what cannot be compressed well, a kilobyte each."""
+    if index in node.indices():
+        node.request("DELETE", f"/{index}")
+    # A node says for ten seconds what an index once had, unless it is told otherwise.
+    at_once = {"number_of_shards": 1, "store.stats_refresh_interval": "0s"}
+    node.request("PUT", f"/{index}", {"settings": at_once})
     node.bulk(index, {f"x{n}": {"blob": os.urandom(900).hex()} for n in range(documents)})
 
 
-def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(small: Host) -> None:
+def test_a_full_repository_fails_the_run_and_keeps_the_last_good_snapshot(
+    small: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = names(small)
+    grow(small.node, "new", 300)
+    ballast = small.repository / "of-somebody-else"
+
+    def fill_up() -> None:
+        """Take the room away between the forecast and the snapshot."""
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with monkeypatch.context() as patch:
+        at(patch, lambda text: text.startswith("PUT"), fill_up)
+        ended = small.run("run_backup", "elasticsearch")
+    assert ballast.stat().st_size > 0
+    ballast.unlink()
+    assert ended.code == 1, ended.text
+    assert "No space left on device" in ended.err or "vanished" in ended.err
+    assert kept <= names(small)
+    assert small.run("verify_backup", min(kept), "--deep").code == 0
+    small.good("run_backup", "elasticsearch")
+
+
+@pytest.mark.parametrize(
+    "small", [6, pytest.param(7, marks=[pytest.mark.elasticsearch7, pytest.mark.slow])], indirect=True
+)
+def test_many_new_indices_that_have_no_room_together_are_not_begun(small: Host) -> None:
     kept = names(small)
     # Each of them has room, all together have not.
     for n in range(8):
         grow(small.node, f"new-{n}", 300)
     ended = small.run("run_backup", "elasticsearch")
-    assert ended.code == 1, ended.text
-    assert "No space left on device" in ended.err or "vanished" in ended.err
-    assert kept <= names(small)
-    assert small.run("verify_backup", min(kept), "--deep").code == 0
+    assert (ended.code, "MiB for what a snapshot may add are needed" in ended.err) == (5, True), ended.text
+    # What is live would be saved first, all of it: the plan says so before anything is changed.
+    small.node.request(
+        "PUT", f"/_snapshot/{REPOSITORY}/by-hand?wait_for_completion=true", {"indices": "forms"}
+    )
+    for index in ("forms", "cases"):
+        grow(small.node, index, 400)
+    files = sorted(small.repository.rglob("*"))
+    ended = small.restore(min(kept), "--dry-run")
+    assert (ended.code, "MiB for what a snapshot may add are needed" in ended.err) == (5, True), ended.text
+    assert (
+        small.run("restore_backup", "elasticsearch", min(kept), "--indices", "forms", "--dry-run").code == 0
+    )
+    assert sorted(small.repository.rglob("*")) == files
+    assert names(small) >= kept
 
 
 def test_a_repository_without_room_for_the_largest_index_is_not_filled(small: Host) -> None:
     kept, files = names(small), sorted(small.repository.rglob("*"))
-    # A node says for ten seconds what an index once had, unless it is told otherwise.
-    at_once = {"settings": {"number_of_shards": 1, "store.stats_refresh_interval": "0s"}}
-    small.node.request("DELETE", "/forms")
-    small.node.request("PUT", "/forms", at_once)
     grow(small.node, "forms", 1500)
     before = contents(small.node)
     for words in (("run_backup", "elasticsearch"), ("run_backup", "elasticsearch", "--dry-run")):
         ended = small.run(*words)
         assert ended.code == 5, ended.text
         assert re.search(
-            rf"{re.escape(str(small.repository))} has [\d.]+ (KiB|MiB) free, [\d.]+ MiB for as much as the "
-            "largest index has are needed",
+            rf"{re.escape(str(small.repository))} has [\d.]+ (KiB|MiB) free, [\d.]+ MiB for what a "
+            "snapshot may add are needed",
             ended.err,
         ), ended.err
         assert "prune_backups elasticsearch" in ended.err
@@ -255,16 +372,22 @@ def job(host: Host, verb: str, request: Any) -> Job:
     return Job(verb, config, to_plain(request), RUN)
 
 
-def killed_before(work: Job, step: int) -> bool:
-    """Run a job in a child that is killed before its step-th request; tell whether it was."""
+def killed_before(
+    work: Job, step: int, wanted: Callable[[str], bool] = lambda text: True, *, after: str = ""
+) -> bool:
+    """Run a job in a child that is killed before its step-th request that is wanted; tell whether it was.
+
+    With ``after``, only requests after the first one of that method count.
+    """
     pid = os.fork()
     if pid == 0:
         real: Send = Cluster._send
-        count = 0
+        count, begun = 0, not after
 
         def send(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:
-            nonlocal count
-            count += 1
+            nonlocal count, begun
+            count += begun and wanted(f"{method} {url}")
+            begun = begun or method == after
             if count == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(self, method, url, body, seconds)
@@ -278,22 +401,33 @@ def killed_before(work: Job, step: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
-SOME, ALL = (3, 9, 12, 14, 16), tuple(range(1, 60))
-STEPS = pytest.mark.parametrize(
-    "steps", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "every-step"]
-)
+EVERY = [("", n, "") for n in range(1, 140)]
 
 
-@STEPS
+def points(*some: tuple[str, int, str]) -> pytest.MarkDecorator:
+    """Kill before some requests: the n-th of a kind, all kinds after the first of a method; or before every one."""
+    every = pytest.param(EVERY, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("at_points", [list(some), every], ids=["some", "every-request"])
+
+
+def killed_at(work: Job, point: tuple[str, int, str]) -> bool:
+    part, step, after = point
+    killed = killed_before(work, step, lambda text: part in text, after=after)
+    assert killed or point in EVERY, point
+    return killed
+
+
+@on_both
+@points(("", 4, ""), ("PUT", 1, ""), ("", 1, "PUT"), ("", 3, "PUT"), ("/_stats", 1, "PUT"))
 def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is_good(
-    host: Host, steps: tuple[int, ...]
+    host: Host, at_points: list[tuple[str, int, str]]
 ) -> None:
     host.good("run_backup", "elasticsearch")
     first = names(host)
     work = job(host, "backup", BackupRequest("elasticsearch", "daily"))
     killed = 0
-    for step in steps:
-        if not killed_before(work, step):
+    for point in at_points:
+        if not killed_at(work, point):
             break
         killed += 1
         host.good("run_backup", "elasticsearch")
@@ -302,11 +436,17 @@ def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is
         assert "unmanaged" not in listed.out
         assert first <= names(host)
         assert not list(host.records.glob(".*.note.json"))
-    assert killed >= 4
+    assert killed >= 5
 
 
-@STEPS
-def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[int, ...]) -> None:
+# cases: a trial of the backup, one of what saved it, then in place; users.2024: a trial, then in place.
+@on_both_in_time
+@points(
+    ("_restore?", 1, ""), ("/_close", 1, ""), ("_restore?", 3, ""), ("_restore?", 4, ""), ("_restore?", 5, "")
+)
+def test_a_restore_killed_at_any_request_is_taken_back(
+    host: Host, at_points: list[tuple[str, int, str]]
+) -> None:
     host.good("run_backup", "elasticsearch")
     (name,) = names(host)
     host.node.bulk("cases", {"late": {"name": "late"}})
@@ -314,8 +454,8 @@ def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[
     before = contents(host.node)
     request = RestoreRequest(Selection("elasticsearch", name), indices=("cases", "users.2024"))
     killed, undone = 0, 0
-    for step in [5, 20, 32, 40, 46, 52, 58] if steps == SOME else range(1, 120):
-        if not killed_before(job(host, "restore", request), step):
+    for point in at_points:
+        if not killed_at(job(host, "restore", request), point):
             break
         killed += 1
         notes = [json.loads(p.read_bytes()) for p in host.records.glob(".*.restore.note.json")]
@@ -323,13 +463,13 @@ def test_a_restore_killed_at_any_request_is_taken_back(host: Host, steps: tuple[
             refused = host.restore(name)
             assert (refused.code, "--undo" in refused.err) == (5, True), refused.text
             ended = host.restore("--undo")
-            assert ended.code == 0, (step, ended.text)
+            assert ended.code == 0, (point, ended.text)
             undone += 1
         else:
             host.good("verify_backup", name, "--deep")
-        assert contents(host.node) == before, step
-    assert killed >= 4
-    assert undone >= 1
+        assert contents(host.node) == before, point
+    assert killed >= 5
+    assert undone >= 4
 
 
 def test_a_drill_that_was_killed_is_cleaned_up_by_the_next_run(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from hq_backups.child import EngineProcess
 from hq_backups.engine.config import Config, Job, StoreConfig
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import Event
+from tests.integration.es_helpers import contents, fill
 from tests.integration.hq_host import ENV, HqHost, command_lines, hq_host, killed
+from tests.testbed.elasticsearch import ElasticsearchNode
 from tests.testbed.process import alive, as_user, give, wait_until
 from tests.testbed.s3 import S3Service
 from tests.testbed.system import SudoRules
@@ -373,6 +376,91 @@ def test_a_signal_that_another_thread_was_given_is_not_lost() -> None:
         engine.ended()
         signal.signal(signal.SIGINT, before)
         rest.set()
+
+
+@pytest.mark.elasticsearch6
+class TestElasticsearch:
+    """Its records belong to one user, the command is run by another; the cluster asks neither who they are."""
+
+    SECRET = "pw-of-elasticsearch-4711"
+
+    @pytest.fixture
+    def records(self, hq: HqHost, es6: ElasticsearchNode) -> Iterator[Path]:
+        es6.wipe()
+        fill(es6, documents=3)
+        records = hq.root / "opt/data/backups/elasticsearch"
+        records.mkdir(mode=0o700)
+        give(records, "couchdb")
+        changes = {
+            "es_local_repo": True,
+            "es_repository_location": f"sudo-{secrets.token_hex(4)}",
+            "elasticsearch_url": es6.url,
+            "elasticsearch_username": "hq",
+            "elasticsearch_password": self.SECRET,
+            "elasticsearch_data_dir": str(es6.data),
+        }
+        hq.configure(**changes)
+        yield records
+        hq.configure(**dict.fromkeys(changes))
+        shutil.rmtree(records)
+        es6.wipe()
+
+    def test_cchq_does_everything_through_the_user_who_has_the_records(
+        self, hq: HqHost, es6: ElasticsearchNode, records: Path
+    ) -> None:
+        before = contents(es6)
+        lines: set[str] = set()
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.01):
+                lines.update(argv for _, argv in command_lines())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            said = [hq.good("run_backup", "elasticsearch", "--type=daily")]
+            es6.bulk("forms", {"late": {"name": "late"}})
+            later = contents(es6)
+            words = ("restore_backup", "elasticsearch", "latest", "--indices=forms")
+            said.append(hq.good(*words, *CONFIRMED))
+            assert contents(es6) == before
+            said.append(hq.good("restore_backup", "elasticsearch", "--undo", *CONFIRMED))
+            assert contents(es6) == later
+        finally:
+            ended.set()
+            watcher.join()
+        assert any("sudo -n -u couchdb --" in line for line in lines)
+        assert not any(self.SECRET in line for line in lines)
+        assert self.SECRET not in repr(said)
+        owners = {path.owner() for path in [records, *records.iterdir()]}
+        assert owners == {"couchdb"}
+        assert not [p for p in records.iterdir() if self.SECRET.encode() in p.read_bytes()]
+
+    def test_without_a_rule_the_line_that_is_missing_is_told(self, hq: HqHost, records: Path) -> None:
+        hq.rules.remove()
+        refused = hq.run("run_backup", "elasticsearch")
+        assert refused.code == 5, refused
+        assert f"cchq ALL=(couchdb) NOPASSWD: {hq.python} -I {bridge.ENTRY}" in refused.err
+        assert list(records.iterdir()) == []
+
+    @pytest.mark.slow
+    def test_a_snapshot_goes_on_and_is_recorded_when_its_command_is_killed(
+        self, hq: HqHost, es6: ElasticsearchNode, records: Path
+    ) -> None:
+        repository = {
+            "location": hq.settings["es_repository_location"],
+            "max_snapshot_bytes_per_sec": "4kb",
+        }
+        es6.request("PUT", f"/_snapshot/{ENV}_es_snapshot", {"type": "fs", "settings": repository})
+        process = hq.start("run_backup", "elasticsearch")
+        wait_until(lambda: es6.request("GET", "/_snapshot/_status")["snapshots"], what="the snapshot")
+        killed(process.pid)
+        process.communicate()
+        no_engine(hq)
+        (entry,) = hq.catalog("elasticsearch")
+        assert entry["managed"]
+        hq.good("verify_backup", entry["name"])
 
 
 class TestStrangers:

@@ -1,31 +1,19 @@
-"""Manifests of snapshots in a real bucket, and clusters behind TLS.
+"""Manifests of snapshots in a real bucket.
 
 The test servers have no S3 plugin: the repository itself is a directory here, whatever else is as with a bucket.
 """
 
 from __future__ import annotations
 
-import datetime
-import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from hq_backups.engine.elasticsearch.client import Address, Cluster
 from hq_backups.engine.elasticsearch.repository import Wanted
-from hq_backups.engine.errors import ServiceError
 from hq_backups.engine.stores.elasticsearch import Elasticsearch
 from tests.integration.es_helpers import Host, contents, fill, host_of
 from tests.testbed.elasticsearch import ElasticsearchNode
-from tests.testbed.process import LOOPBACK
 from tests.testbed.s3 import MotoServer, S3Service
 
 PREFIX = "hq_backups/manifests/"
@@ -127,84 +115,3 @@ class TestManifests:
             assert "[WARNING]" not in check.out
         finally:
             moto_server.remove_bucket(bucket)
-
-
-class _Greeting(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        raw = b'{"cluster_name": "behind-tls", "version": {"number": "6.8.23"}}'
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
-@pytest.fixture
-def behind_tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Serve over TLS with a certificate of its own; return address and certificate."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate = tmp_path / "ca.pem"
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private = tmp_path / "key.pem"
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, private)
-    server = ThreadingHTTPServer((LOOPBACK, 0), _Greeting)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"https://localhost:{server.server_address[1]}", certificate
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-class TestTLS:
-    def test_a_named_authority_is_trusted(self, behind_tls: tuple[str, Path]) -> None:
-        url, certificate = behind_tls
-        cluster = Cluster(Address((url,), ca_file=str(certificate)))
-        assert cluster.about["cluster_name"] == "behind-tls"
-
-    def test_an_unknown_one_is_not_and_the_setting_is_named(self, behind_tls: tuple[str, Path]) -> None:
-        url, _ = behind_tls
-        with pytest.raises(ServiceError, match="elasticsearch_ca_file"):
-            _ = Cluster(Address((url,))).about
-
-    def test_a_missing_file_is_said(self, behind_tls: tuple[str, Path]) -> None:
-        url, _ = behind_tls
-        with pytest.raises(ServiceError, match="no-such-file"):
-            _ = Cluster(Address((url,), ca_file="/no-such-file.pem")).about
-
-    def test_plain_http_asked_for_tls_is_said(self) -> None:
-        server = ThreadingHTTPServer((LOOPBACK, 0), _Greeting)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            with pytest.raises(ServiceError, match="http://"):
-                _ = Cluster(Address((f"https://{LOOPBACK}:{server.server_address[1]}",))).about
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()

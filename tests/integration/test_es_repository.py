@@ -159,6 +159,8 @@ class TestOthers:
         host.node.request("PUT", "/_snapshot/theirs/nightly?wait_for_completion=false", body)
         assert host.node.request("GET", "/_snapshot/_status")["snapshots"]
 
+        impatient = host.run("run_backup", "elasticsearch", es_wait_minutes=0)
+        assert (impatient.code, "es_wait_minutes" in impatient.err) == (6, True), impatient.text
         ended = host.good("run_backup", "elasticsearch")
 
         assert "waiting for snapshot theirs/nightly" in ended.out
@@ -241,6 +243,33 @@ class TestOthers:
         assert "made blobdb_manual" in ended.out
         assert registered(host) == {}
         assert "blobdb_manual" in host.good("list_backups", "blobdb", **blobs, **changes).out
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"backup_es_s3": True}, "backup_es_s3 and es_local_repo exclude each other"),
+            ({"elasticsearch_url": "es0:port"}, "elasticsearch_url"),
+            ({**TO_S3, "AMAZON_S3_ACCESS_KEY": "k"}, "AMAZON_S3_SECRET_KEY is missing"),
+        ],
+        ids=["bucket-and-directory", "address", "half-a-key"],
+    )
+    def test_settings_that_are_unusable_are_told_where_all_stores_are_listed_or_pruned(
+        self, host: Host, blobs: dict[str, Any], changes: dict[str, Any], said: str
+    ) -> None:
+        host.good("run_backup", "blobdb", **blobs)
+        for words in (("list_backups",), ("list_backups", "--source", "local"), ("prune_backups",)):
+            ended = host.run(*words, **blobs, **changes)
+            assert ended.code == 1, ended.text
+            assert said in ended.err
+            assert "blobdb_manual" in ended.out
+        told = host.run("list_backups", "--json", **blobs, **changes)
+        assert (told.code, [e["store"] for e in json.loads(told.out)]) == (1, ["blobdb"])
+        sync = host.run("list_backups", "--sync", **blobs, **changes)
+        assert "nothing was marked as gone" in sync.err
+        # Asked for by name, or with no other store, it is a usage error as ever.
+        assert host.run("list_backups", "elasticsearch", **blobs, **changes).code == 2
+        alone = host.run("list_backups", **changes)
+        assert (alone.code, said in alone.err, alone.out) == (2, True, "")
 
 
 class TestRetention:
@@ -458,34 +487,6 @@ def test_an_s3_repository_is_asked_for_as_a_real_server_took_it_and_without_keys
 
 
 class TestNetworks:
-    def test_a_password_that_is_wrong_or_missing_is_said(self, tmp_path: Path) -> None:
-        class Denying(_Recorder):
-            def do_GET(self) -> None:
-                reason = "missing authentication credentials for REST request [/]"
-                self._answer(401, {"error": {"type": "security_exception", "reason": reason}, "status": 401})
-
-        server = ThreadingHTTPServer((LOOPBACK, 0), Denying)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            url = f"http://{LOOPBACK}:{server.server_address[1]}"
-            host = Host(
-                None,  # type: ignore[arg-type]
-                tmp_path,
-                {
-                    "deploy_env": "monolith", "backup_postgres": False, "elasticsearch_url": url, "es_local_repo": True,
-                    "elasticsearch_backup_dir": str(tmp_path / "r"), "elasticsearch_data_dir": str(tmp_path),
-                    "elasticsearch_username": "hq", "elasticsearch_password": "pw-4711",
-                },
-            )  # fmt: skip
-            ended = host.run("run_backup", "elasticsearch")
-        finally:
-            server.shutdown()
-            server.server_close()
-        assert ended.code == 1
-        assert "missing authentication credentials" in ended.err
-        assert "elasticsearch_password" in ended.err
-        assert "pw-4711" not in ended.text
-
     def test_the_second_address_is_asked_when_the_first_is_dead(self, host: Host) -> None:
         host.good("run_backup", "elasticsearch", elasticsearch_url=["http://127.0.0.1:1", host.node.url])
 

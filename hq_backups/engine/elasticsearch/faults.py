@@ -52,6 +52,10 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         "Elasticsearch 6.8 asks for BUCKET.ENDPOINT unless the endpoint is an IP address: give aws_endpoint as an "
         "IP address, or let DNS answer for every name below it.",
     ),
+    (
+        r"Connection refused|[Cc]onnect timed out|No route to host",
+        f"The nodes cannot reach the S3 endpoint: try it from a node, or see aws_endpoint: {CONFIG}",
+    ),
     (r"Unsupported or unrecognized SSL message", "The endpoint speaks http: write aws_endpoint with http://"),
     (r"PKIX|certificate", "The nodes' Java does not trust the endpoint's certificate: add it to their truststore."),
     (
@@ -156,5 +160,10 @@ def _network_words(error: OSError) -> str:
     if isinstance(error, requests.exceptions.SSLError) or "SSL" in text:
         if "WRONG_VERSION" in text or "wrong version number" in text:
             return "it does not speak https: write elasticsearch_url with http://"
+        if "expired" in text:
+            return "its certificate has expired"
+        if (wrong := re.search(r"Hostname mismatch|IP address mismatch|doesn't match", text)) is not None:
+            asked = re.search(r"not valid for '([^']+)'", text[wrong.start() :])
+            return f"its certificate is for another name than {asked[1] if asked else 'the one asked for'}"
         return "its certificate is not trusted: name its authority in elasticsearch_ca_file"
     return network_words(error)

@@ -13,7 +13,7 @@ SCRATCH = "hqb-scratch-"
 """How the indices begin that a drill or a trial restores into: no backup holds them."""
 _STATE = (
     "metadata.indices.*.state,metadata.indices.*.aliases,"
-    "metadata.indices.*.settings.index.number_of_shards,metadata.indices.*.settings.index.uuid"
+    "metadata.indices.*.settings.index.number_of_shards,metadata.indices.*.settings.index.number_of_replicas"
 )
 _STATS = "_shards,indices.*.primaries"
 
@@ -28,6 +28,7 @@ class Index:
     shards: int
     health: str | None = None
     """None for a closed one, of which 6.x says nothing."""
+    replicas: int = 0
 
     @property
     def is_scratch(self) -> bool:
@@ -54,14 +55,21 @@ def indices(cluster: Cluster) -> dict[str, Index]:
     found = {}
     for name, body in ((state.get("metadata") or {}).get("indices") or {}).items():
         is_open = body.get("state") == "open"
+        settings = (body.get("settings") or {}).get("index") or {}
         found[name] = Index(
             name,
             is_open,
             tuple(body.get("aliases") or ()),
-            int(((body.get("settings") or {}).get("index") or {}).get("number_of_shards") or 0),
+            int(settings.get("number_of_shards") or 0),
             (statuses.get(name) or {}).get("status") if is_open else None,
+            int(settings.get("number_of_replicas") or 0),
         )
     return found
+
+
+def scratch_name(prefix: str, index: str) -> str:
+    """Return a name for a trial; Elasticsearch takes 255 bytes at most."""
+    return (prefix + index).encode()[:255].decode("utf-8", "ignore")
 
 
 def aliases(found: Mapping[str, Index]) -> dict[str, list[str]]:
@@ -104,6 +112,23 @@ def _stats(body: Mapping[str, Any]) -> Stats:
     )
 
 
+def documents(before: Stats | None, after: Stats | None) -> dict[str, Any]:
+    """Return how many documents a snapshot may hold that was taken between two moments."""
+    known = [each for each in (before, after) if each is not None]
+    if not known:
+        return {}
+    counts = [each.docs for each in known]
+    # Writers that worked meanwhile may have been caught at any point; without them the number is exact.
+    operations = [each.operations for each in known]
+    churn = max(operations) - min(operations) if len(known) == 2 else max(counts)
+    return {
+        "documents": counts[-1],
+        "least_documents": max(0, min(counts) - churn),
+        "most_documents": max(counts) + churn,
+        "quiet": churn == 0,
+    }
+
+
 def delete(cluster: Cluster, name: str) -> None:
     """Delete one index, by its exact name; one that is not there is as wished."""
     if not name or any(sign in name for sign in "*,?") or name == "_all":
@@ -123,13 +148,6 @@ def close(cluster: Cluster, name: str) -> None:
 def reopen(cluster: Cluster, name: str) -> None:
     """Open one index."""
     cluster.ask("POST", f"/{segment(name)}/_open")
-
-
-def free_bytes(cluster: Cluster) -> int | None:
-    """Return what is free on the disks of the data nodes; None when they do not say."""
-    rows = cluster.get("/_cat/allocation", format="json", bytes="b", h="node,disk.avail") or []
-    free = [int(row["disk.avail"]) for row in rows if str(row.get("disk.avail") or "").isdecimal()]
-    return sum(free) if free else None
 
 
 def primaries(cluster: Cluster, name: str) -> tuple[int, list[str]]:

@@ -153,7 +153,8 @@ def _watch(cluster: Cluster, snapshot: str, target: str, patience: Patience, eve
             if time.monotonic() - moved > patience.no_progress:
                 raise ServiceError(
                     f"the restore of {target} has not moved for {patience.no_progress:.0f} seconds",
-                    hint="See why: GET _cluster/allocation/explain; deleting that index cancels it.",
+                    hint="See why: GET _cluster/allocation/explain; deleting that index cancels it.\n"
+                    "Where one large file takes longer: es_stall_minutes",
                 )
         time.sleep(pause)
         pause = min(pause * 1.5, patience.poll)

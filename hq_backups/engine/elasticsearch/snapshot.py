@@ -27,8 +27,8 @@ class Patience:
 
     foreign: float = 3600.0
     """A snapshot of somebody else's that runs; it is waited for and never touched."""
-    no_progress: float = 1800.0
-    """A snapshot or restore of ours that does not move, or of which nothing is heard."""
+    no_progress: float = 3600.0
+    """A snapshot or restore of ours that does not move, or of which nothing is heard: a large file takes a while."""
     accepted: float = 300.0
     """A request that was not answered, and of which nothing is to be seen."""
     poll: float = 1.0
@@ -122,7 +122,7 @@ def wait_for_others(cluster: Cluster, patience: Patience, events: Events) -> Non
             raise Locked(
                 path=f"the cluster {cluster.url}",
                 holder=f"snapshot {said}",
-                hint=f"Wait for it, or look at it: curl -sS {cluster.url}/_snapshot/_status",
+                hint=f"Look at it: curl -sS {cluster.url}/_snapshot/_status\nTo wait for it longer: es_wait_minutes",
             )
         time.sleep(patience.poll)
 
@@ -223,9 +223,10 @@ def _watch(
 def _stuck(name: str, quiet: float, trouble: ServiceError | None, cluster: Cluster) -> ServiceError:
     why = f": {trouble.message}" if trouble is not None else ""
     hint = trouble.hint if trouble is not None else ""
+    pools = f"See the nodes' disks and pools: curl -sS '{cluster.url}/_cat/thread_pool/snapshot?v'"
     return ServiceError(
         f"snapshot {name} has not moved for {quiet:.0f} seconds and was aborted{why}",
-        hint=hint or f"See the nodes' disks and pools: curl -sS '{cluster.url}/_cat/thread_pool/snapshot?v'",
+        hint=hint or f"{pools}\nWhere one large file takes longer: es_stall_minutes",
     )
 
 

@@ -59,13 +59,13 @@ class SnapshotRecords(LocalRepository):
         return path
 
     def notes(self, kind: str) -> list[tuple[Path, dict[str, Any]]]:
-        """Return what runs have noted and not taken back, oldest first."""
+        """Return what runs have noted and not taken back, oldest first; of one that cannot be read, nothing."""
         found = []
         for path in sorted(self.directory.glob(f".*.{kind}{_NOTE}")):
+            facts: Any = None
             with contextlib.suppress(OSError, ValueError):
                 facts = json.loads(path.read_bytes())
-                if isinstance(facts, dict):
-                    found.append((path, facts))
+            found.append((path, facts if isinstance(facts, dict) else {}))
         return found
 
 

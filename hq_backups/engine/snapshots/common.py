@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -11,7 +12,7 @@ from typing import Any
 
 from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.config import Config
-from hq_backups.engine.errors import HQBackupsError
+from hq_backups.engine.errors import CorruptBackup, HQBackupsError
 from hq_backups.engine.events import Events, format_utc, parse_utc, utc_now
 from hq_backups.engine.manifest import UNMANAGED, Manifest
 from hq_backups.engine.repository.snapshots import SnapshotRecords, bucket_key
@@ -84,10 +85,13 @@ def recover(store: SnapshotStore, records: SnapshotRecords, events: Events) -> N
         if name in {m.name for m in records.manifests(store.name)} or name not in kept:
             path.unlink()
             continue
+        adopted = False
         if kept[name].problem is None:
-            _adopt(store, records, note, events)
-        else:
-            # FAILED, or still running with nobody who would accept it.
+            with contextlib.suppress(CorruptBackup):
+                _adopt(store, records, note, events)
+                adopted = True
+        if not adopted:
+            # FAILED, unreadable, or still running with nobody who would accept it.
             store.remove(name)
             events.step("recover", f"removed snapshot {name}, left by a run that died")
         path.unlink()
@@ -107,7 +111,9 @@ def _adopt(store: SnapshotStore, records: SnapshotRecords, note: Mapping[str, An
 def clean_scratch(store: SnapshotStore, records: SnapshotRecords, events: Events) -> None:
     """Remove what drills and trials of killed runs left. Only under the lock."""
     for path, note in records.notes(SCRATCH):
-        for name in store.clean_scratch(str(note.get("prefix"))):
+        # One that cannot be read is named after its run, as its indices are.
+        prefix = note.get("prefix") or store.scratch(path.name.removeprefix(".").partition(f".{SCRATCH}.")[0])
+        for name in store.clean_scratch(str(prefix)):
             events.step("recover", f"removed index {name}, left by a run that died")
         path.unlink()
 

@@ -1,19 +1,17 @@
 """The verb restore: saved first, tried out under another name, then put in place, one part after the other.
 
 A part that fails gets its saved contents back, and leaves the others alone. What was done is noted before it
-is done: ``--undo`` takes the last restore back, finished or not.
+is done, for ``--undo``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.catalog import Entry
-from hq_backups.engine.config import from_plain, to_plain
+from hq_backups.engine.config import to_plain
 from hq_backups.engine.errors import (
     Cancelled,
     Exit,
@@ -30,16 +28,15 @@ from hq_backups.engine.locks import StoreLock
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.plan import about
 from hq_backups.engine.repository.snapshots import SnapshotRecords
-from hq_backups.engine.requests import RestoreRequest, UndoRequest
+from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.snapshots.backup import record
 from hq_backups.engine.snapshots.common import SCRATCH, clean_scratch, survey
+from hq_backups.engine.snapshots.undo import BACK, DONE, HANDS, MADE, NOTE, SAVED, listed, refuse_unfinished
 from hq_backups.engine.space import human_bytes
 from hq_backups.engine.stores.base import Situation, SnapshotStore
 from hq_backups.engine.when import local_time
 
-NOTE = "restore"
 SAFETY = "before_restore"
-MADE, SAVED, BACK, DONE, HANDS = "made", "saved", "back", "done", "hands"
 
 
 def restore(store: SnapshotStore, entry: Entry, request: RestoreRequest, run_id: str, events: Events) -> Exit:
@@ -53,7 +50,7 @@ def restore(store: SnapshotStore, entry: Entry, request: RestoreRequest, run_id:
     records = SnapshotRecords(store.settings.backup_dir)
     records.prepare(events)
     if not request.rename_prefix:
-        _refuse_unfinished(records)
+        refuse_unfinished(records)
     store.check(manifest)
     situation = store.situation(manifest, request)
     _require_space(situation)
@@ -69,7 +66,7 @@ def restore(store: SnapshotStore, entry: Entry, request: RestoreRequest, run_id:
         clean_scratch(store, records, events)
         if request.rename_prefix:
             return _beside(store, manifest, situation, request.rename_prefix, events)
-        _refuse_unfinished(records)
+        refuse_unfinished(records)
         return _Restore(store, records, manifest, situation, run_id, events).run()
 
 
@@ -125,7 +122,7 @@ def _beside(
             events.emit("check", name=prefix + part, ok=True, message=f"{documents} documents")
     if failed:
         raise RestoreRolledBack(
-            f"{_list(failed)} could not be restored; nothing that is live was touched",
+            f"{listed(failed)} could not be restored; nothing that is live was touched",
             hint="Choose another backup: list_backups elasticsearch",
         )
     events.emit("data", old_data=None, next_steps=[f"delete them when you need them no more: {prefix}…"])
@@ -173,13 +170,13 @@ class _Restore:
         )
         if hands:
             raise RestoreNeedsHands(
-                f"{_list({p: self.failed[p] for p in hands})} is neither restored nor put back",
+                f"{listed({p: self.failed[p] for p in hands})} is neither restored nor put back",
                 hint=f"What it was is in snapshot {self.safety.name if self.safety else '(none)'}: "
                 f"restore_backup {self.store.name} --undo",
             )
         if self.failed:
             others = f"; restored: {', '.join(done[:10])}" if done else ""
-            raise RestoreRolledBack(f"{_list(self.failed)}{others}", hint=self._hint())
+            raise RestoreRolledBack(f"{listed(self.failed)}{others}", hint=self._hint())
         return Exit.OK
 
     def _hint(self) -> str:
@@ -265,92 +262,3 @@ class _Restore:
                 "open": open_,
             },
         )
-
-
-def _list(failed: Mapping[str, str]) -> str:
-    return ", ".join(f"{part} ({why})" for part, why in list(failed.items())[:5])
-
-
-def _refuse_unfinished(records: SnapshotRecords) -> None:
-    for _, note in records.notes(NOTE):
-        if note.get("open"):
-            raise PreflightFailed(
-                f"the restore {note.get('run')} of {note.get('snapshot')} was interrupted",
-                hint="Put back what it had changed first: restore_backup elasticsearch --undo",
-            )
-
-
-def undo(store: SnapshotStore, request: UndoRequest, run_id: str, events: Events) -> Exit:
-    """Take the last restore back: what was there comes from the snapshot that saved it, the rest goes."""
-    records = SnapshotRecords(store.settings.backup_dir)
-    path, note = _last(records, store)
-    safety = from_plain(Manifest, note["safety"]) if note.get("safety") else None
-    touched = {p: phase for p, phase in dict(note.get("phases") or {}).items() if phase != BACK}
-    live, lost = set(note.get("live") or ()), set(note.get("lost") or ())
-    facts = {
-        "put_back": sorted(p for p in touched if p in live),
-        "removed": sorted(p for p in touched if p not in live | lost),
-        "left": sorted(p for p in touched if p in lost),
-    }
-    events.emit(
-        "plan", undo=True, store=store.name, env=store.config.env, name=note.get("snapshot"), run=note.get("run"),
-        old_data=safety.name if safety else None, facts=facts,
-    )  # fmt: skip
-    if request.plan_only:
-        return Exit.OK
-    with StoreLock(records.directory, run_id, "undo"):
-        clean_scratch(store, records, events)
-        if safety is not None:
-            store.check(safety)
-        scratch = records.note(SCRATCH, run_id, {"prefix": store.scratch(run_id)})
-        failed = _take_back(store, safety, facts, store.scratch(run_id), events)
-        store.clean_scratch(store.scratch(run_id))
-        scratch.unlink()
-        if failed:
-            raise RestoreNeedsHands(
-                f"{_list(failed)} could not be put back", hint="Repeat the command when the cause is mended."
-            )
-        path.unlink()
-        events.emit("data", old_data=None, next_steps=store.next_steps(facts["put_back"]))
-    return Exit.OK
-
-
-def _take_back(
-    store: SnapshotStore,
-    safety: Manifest | None,
-    facts: Mapping[str, list[str]],
-    scratch: str,
-    events: Events,
-) -> dict[str, str]:
-    failed: dict[str, str] = {}
-    for part in facts["put_back"]:
-        try:
-            if safety is None:
-                raise RestoreNeedsHands("there is no snapshot of it")
-            store.try_out(safety, part, scratch, events)
-            # What a killed run began may still be on its way, and cannot be closed: it goes.
-            store.drop(part)
-            documents = store.replace(safety, part, events)
-        except HQBackupsError as error:
-            failed[part] = error.message
-        else:
-            events.emit("check", name=part, ok=True, message=f"as before the restore, {documents} documents")
-    for part in facts["removed"]:
-        try:
-            store.drop(part)
-        except HQBackupsError as error:
-            failed[part] = error.message
-        else:
-            events.emit("check", name=part, ok=True, message="removed: it was not there before the restore")
-    return failed
-
-
-def _last(records: SnapshotRecords, store: SnapshotStore) -> tuple[Path, dict[str, Any]]:
-    notes = records.notes(NOTE)
-    if not notes:
-        raise PreflightFailed(
-            f"there is no restore of {store.name} to take back",
-            hint=f"See what there is: list_backups {store.name}",
-        )
-    # An interrupted one comes first, whatever was done since.
-    return next(((p, n) for p, n in notes if n.get("open")), notes[-1])

@@ -326,6 +326,10 @@ class SnapshotStore(Store):
         """Say what a restore would meet; raises PreflightFailed when it cannot be done."""
 
     @abstractmethod
+    def present(self, parts: Collection[str]) -> dict[str, str]:
+        """Return which of some parts are there, and how each is, in words."""
+
+    @abstractmethod
     def try_out(self, manifest: Manifest, part: str, scratch: str, events: Events) -> int:
         """Restore a part under a name of its own, judge it and remove it; raises CorruptBackup."""
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from hq_backups.engine import names, space
+from hq_backups.engine import names
 from hq_backups.engine.config import Config, StoreConfig
 from hq_backups.engine.elasticsearch import indices, repository, restoring, snapshot
 from hq_backups.engine.elasticsearch.client import Address, Cluster
@@ -23,15 +23,13 @@ from hq_backups.engine.errors import (
     CorruptBackup,
     PreflightFailed,
     ServiceError,
-    UsageError,
 )
 from hq_backups.engine.events import Events
 from hq_backups.engine.manifest import Manifest
 from hq_backups.engine.requests import RestoreRequest
 from hq_backups.engine.stores.base import Kept, Prepared, Situation, SnapshotStore
-
-SHOWN = 20
-"""Indices that a message names."""
+from hq_backups.engine.stores.elasticsearch_holdings import Holdings
+from hq_backups.engine.stores.elasticsearch_outlook import SHOWN, Outlook
 
 
 class Elasticsearch(SnapshotStore):
@@ -89,6 +87,14 @@ class Elasticsearch(SnapshotStore):
     def _version(self) -> str:
         return str(self._about["version"].get("number"))
 
+    @property
+    def _holdings(self) -> Holdings:
+        return Holdings(self.cluster, self.repository)
+
+    @property
+    def _outlook(self) -> Outlook:
+        return Outlook(self.cluster, self.wanted, self._holdings)
+
     @cached_property
     def wanted(self) -> Wanted:
         """Return the repository that the settings ask for."""
@@ -136,13 +142,13 @@ class Elasticsearch(SnapshotStore):
                 hint=f"Is it the right cluster? {self.cluster.url}: list_backups --config",
             )
         now = indices.stats(self.cluster, opened)
-        self._require_space(max((each.size for each in now.values()), default=0))
+        self._outlook.require_repository({name: each.size for name, each in now.items()})
         source = {
             "cluster": self._about.get("cluster_name"),
             "cluster_uuid": self._about.get("cluster_uuid"),
             "version": self._version,
             "repository": self.repository,
-            "indices": {name: {"shards": found[name].shards} for name in opened},
+            "indices": {n: {"shards": found[n].shards, "replicas": found[n].replicas} for n in opened},
             "closed": closed,
         }
         documents = sum(each.docs for each in now.values())
@@ -151,17 +157,6 @@ class Elasticsearch(SnapshotStore):
             {**source, "documents": documents},
             {"elasticsearch": self._version},
         )
-
-    def _require_space(self, largest: int) -> None:
-        """Refuse a repository that could become full: from a full one nothing can be deleted any more."""
-        if (path := repository.seen_here(self.cluster, self.wanted)) is not None:
-            space.require(
-                path,
-                largest,
-                "as much as the largest index has",
-                "A full repository cannot even delete its snapshots. Let old ones go while it can "
-                f"(prune_backups {self.name}), keep fewer (elasticsearch_backup_days), or enlarge it: df -h {path}",
-            )
 
     def _indices(self) -> dict[str, indices.Index]:
         return {n: i for n, i in indices.indices(self.cluster).items() if not i.is_scratch}
@@ -182,7 +177,7 @@ class Elasticsearch(SnapshotStore):
         size, new, sizes = snapshot.sizes(self.cluster, self.repository, name)
         events.progress("snapshot", new, new, final=True)
         for index, body in described.items():
-            body |= {"bytes": sizes.get(index, 0), **_documents(before.get(index), after.get(index))}
+            body |= {"bytes": sizes.get(index, 0), **indices.documents(before.get(index), after.get(index))}
         return {
             **prepared.source,
             "indices": described,
@@ -195,7 +190,7 @@ class Elasticsearch(SnapshotStore):
         }
 
     def kept(self, events: Events, *, register: bool = False) -> list[Kept]:
-        """Return what the repository holds: its own list, and their times where all can be read."""
+        """Return what the repository holds, once it is registered."""
         if not repository.require(self.cluster, self.wanted, writing=False):
             if not register:
                 events.warning(
@@ -205,158 +200,39 @@ class Elasticsearch(SnapshotStore):
                 )
                 return []
             repository.ensure(self.cluster, self.wanted, events, readonly=self._readonly)
-        listed = snapshot.listed(self.cluster, self.repository)
-        details: dict[str, snapshot.Snapshot] = {}
-        unreadable: dict[str, str] = {}
-        try:
-            details = {s.name: s for s in snapshot.described(self.cluster, self.repository)}
-        except ServiceError:
-            # One that cannot be read hides all the others: only now each is asked for by itself.
-            for each in listed:
-                try:
-                    found = snapshot.find(self.cluster, self.repository, each.name)
-                except ServiceError as error:
-                    unreadable[each.name] = (
-                        f"its metadata cannot be read: {error.facts.get('reason') or error.message}"
-                    )
-                else:
-                    if found is None:
-                        unreadable[each.name] = "its metadata are missing in the repository"
-                    else:
-                        details[each.name] = found
-        return [self._kept(each, details.get(each.name), unreadable.get(each.name)) for each in listed]
-
-    @staticmethod
-    def _kept(listed: snapshot.Snapshot, full: snapshot.Snapshot | None, problem: str | None) -> Kept:
-        if full is None:
-            return Kept(listed.name, listed.uuid, names.day_of_snapshot(listed.name), problem)
-        taken = datetime.fromtimestamp(full.started / 1000, UTC) if full.started else None
-        return Kept(full.name, full.uuid, taken, problem or full.problem())
+        return self._holdings.kept()
 
     def survey(self, name: str) -> Mapping[str, Any]:
         """Ask what a snapshot holds that somebody else took."""
-        found = self._found(name)
-        if (problem := found.problem()) is not None:
-            raise CorruptBackup(problem, name=name)
-        size, new, sizes = self._sizes(name)
-        return {
-            "version": found.version,
-            "repository": self.repository,
-            "snapshot": name,
-            "uuid": found.uuid,
-            "shards": found.shards,
-            "indices": {index: {"bytes": sizes.get(index, 0)} for index in found.indices},
-            "bytes": size,
-            "new_bytes": new,
-            "finished": found.ended,
-        }
-
-    def _found(self, name: str) -> snapshot.Snapshot:
-        try:
-            found = snapshot.find(self.cluster, self.repository, name)
-        except ServiceError as error:
-            if not error.facts.get("status"):
-                raise
-            why = error.facts.get("reason") or error.message
-            raise CorruptBackup(f"its metadata cannot be read: {why}", name=name) from error
-        if found is None:
-            raise CorruptBackup("the repository does not have it any more", name=name)
-        return found
-
-    def _sizes(self, name: str) -> tuple[int, int, dict[str, int]]:
-        try:
-            return snapshot.sizes(self.cluster, self.repository, name)
-        except ServiceError as error:
-            if not error.facts.get("status"):
-                raise
-            why = error.facts.get("reason") or error.message
-            raise CorruptBackup(f"the metadata of its shards cannot be read: {why}", name=name) from error
-
-    def remove(self, name: str) -> None:
-        """Delete a snapshot."""
-        snapshot.delete(self.cluster, self.repository, name)
+        return self._holdings.survey(name)
 
     def check(self, manifest: Manifest) -> str:
         """Read every metadata file of a snapshot, and compare with the manifest."""
         if not repository.require(self.cluster, self.wanted, writing=False):
             raise CorruptBackup(f"repository {self.repository} is not registered", name=manifest.name)
-        found = self._found(manifest.name)
-        recorded = manifest.source
-        if recorded.get("uuid") and found.uuid != recorded["uuid"]:
-            raise CorruptBackup("another snapshot has its name: the uuid differs", name=manifest.name)
-        if (problem := found.problem(list(recorded.get("indices") or ()))) is not None:
-            raise CorruptBackup(problem, name=manifest.name)
-        size, _, _ = self._sizes(manifest.name)
-        if recorded.get("bytes") is not None and size != recorded["bytes"]:
-            raise CorruptBackup(
-                f"it has {size} bytes, its manifest says {recorded['bytes']}", name=manifest.name
-            )
-        return f"{len(found.indices)} indices, {found.shards} shards; all metadata can be read"
+        return self._holdings.check(manifest)
+
+    def remove(self, name: str) -> None:
+        """Delete a snapshot."""
+        snapshot.delete(self.cluster, self.repository, name)
 
     def parts(self, manifest: Manifest) -> dict[str, int]:
         """Return the indices of a snapshot, and the bytes of each."""
         return {n: int(b.get("bytes") or 0) for n, b in (manifest.source.get("indices") or {}).items()}
 
     def situation(self, manifest: Manifest, request: RestoreRequest) -> Situation:
-        """Look at what is live, what stands in the way, and the nodes' disks."""
-        sizes = self.parts(manifest)
-        wanted = tuple(request.indices or sizes)
-        if unknown := sorted(set(wanted) - set(sizes)):
-            raise UsageError(
-                f"{manifest.name} does not hold {', '.join(unknown[:5])}",
-                hint=f"It holds: {', '.join(sorted(sizes)[:SHOWN])}",
-            )
-        found = indices.indices(self.cluster)
-        named = indices.aliases(found)
-        prefix = request.rename_prefix or ""
-        for index in wanted:
-            target = prefix + index
-            if target in named:
-                raise PreflightFailed(
-                    f"{target} is an alias of {', '.join(named[target][:5])}: no index can take its name",
-                    hint="Remove the alias first, or restore with --rename-prefix.",
-                )
-            if prefix and target in found:
-                raise PreflightFailed(
-                    f"index {target} is there already", hint="Take another --rename-prefix, or delete it."
-                )
-        there = [found[n] for n in wanted if n in found] if not prefix else []
-        if closed := [i.name for i in there if not i.open]:
-            raise PreflightFailed(
-                f"these indices are closed, and so cannot be saved first: {', '.join(closed[:SHOWN])}",
-                hint="Open them, or delete them when they are of no use, then repeat the command.",
-            )
-        live = tuple(i.name for i in there if i.health != "red")
-        now = indices.stats(self.cluster, live)
-        growth = sum(max(0, sizes[n] - now[n].size) if n in now else sizes[n] for n in wanted)
-        largest = max((sizes[n] for n in wanted), default=0)
-        free = indices.free_bytes(self.cluster)
-        return Situation(
-            wanted,
-            live,
-            tuple(i.name for i in there if i.health == "red"),
-            {
-                "indices": {prefix + n: self._fate(n, found, now, prefix) for n in wanted},
-                "aliases": {a: n for a, n in named.items() if set(n) & set(wanted)} if not prefix else {},
-            },
-            -1 if free is None else free,
-            growth + (0 if prefix else largest),
-            largest,
-        )
+        """Look at what is live, what stands in the way, and the disks."""
+        saves = not request.rename_prefix and not self._readonly
+        return self._outlook.situation(manifest, request, self.parts(manifest), saves=saves)
 
-    @staticmethod
-    def _fate(
-        name: str, found: Mapping[str, indices.Index], now: Mapping[str, indices.Stats], prefix: str
-    ) -> str:
-        if prefix or name not in found:
-            return "made anew"
-        if name not in now:
-            return "replaced; it is red and cannot be saved first"
-        return f"replaced, with its {now[name].docs} documents; saved first"
+    def present(self, parts: Collection[str]) -> dict[str, str]:
+        """Return which indices are there, and the health of each."""
+        found = indices.indices(self.cluster)
+        return {n: (found[n].health or "?") if found[n].open else "closed" for n in parts if n in found}
 
     def try_out(self, manifest: Manifest, part: str, scratch: str, events: Events) -> int:
         """Restore an index under another name, count, delete it."""
-        target = _scratch_name(scratch, part)
+        target = indices.scratch_name(scratch, part)
         try:
             return self._restore(manifest, part, target, events)
         finally:
@@ -421,25 +297,3 @@ class Elasticsearch(SnapshotStore):
             f"commcare-cloud {env} django-manage ptop_preindex",
             f"commcare-cloud {env} downtime end",
         ]
-
-
-def _documents(before: indices.Stats | None, after: indices.Stats | None) -> dict[str, Any]:
-    """Return how many documents a snapshot may hold that was taken between two moments."""
-    known = [each for each in (before, after) if each is not None]
-    if not known:
-        return {}
-    counts = [each.docs for each in known]
-    # Writers that worked meanwhile may have been caught at any point; without them the number is exact.
-    operations = [each.operations for each in known]
-    churn = max(operations) - min(operations) if len(known) == 2 else max(counts)
-    return {
-        "documents": counts[-1],
-        "least_documents": max(0, min(counts) - churn),
-        "most_documents": max(counts) + churn,
-        "quiet": churn == 0,
-    }
-
-
-def _scratch_name(prefix: str, index: str) -> str:
-    """Return a name for a trial; Elasticsearch takes 255 bytes at most."""
-    return (prefix + index).encode()[:255].decode("utf-8", "ignore")

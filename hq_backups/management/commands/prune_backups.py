@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from hq_backups.cli import EngineCommand, days, store_name, worst
+from hq_backups.cli import EngineCommand, days, store_name
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.requests import PruneRequest
 
@@ -37,4 +37,4 @@ class Command(EngineCommand):
             PruneRequest(store, manual_older_than=options["manual_older_than"], dry_run=options["dry_run"])
             for store in self.stores(options["store"])
         ]
-        return worst([self.run_job(self.job("prune", request, request.store)) for request in requests])
+        return self.worst([self.run_job(self.job("prune", request, request.store)) for request in requests])

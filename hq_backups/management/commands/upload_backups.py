@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from hq_backups.cli import EngineCommand, store_name, worst
+from hq_backups.cli import EngineCommand, store_name
 from hq_backups.engine.errors import Exit, UsageError
 from hq_backups.engine.requests import UploadRequest
 
@@ -31,8 +31,10 @@ class Command(EngineCommand):
         stores = self.stores(options["store"])
         config = self.resolved.config()
         sending = [store for store in stores if config.store(store).s3]
-        if not sending:
+        if not sending and not self.unusable:
             raise UsageError(
                 f"upload to S3 is off for {', '.join(stores)}", hint="See the settings: list_backups --config"
             )
-        return worst([self.run_job(self.job("upload", UploadRequest(store), store)) for store in sending])
+        return self.worst(
+            [self.run_job(self.job("upload", UploadRequest(store), store)) for store in sending]
+        )
