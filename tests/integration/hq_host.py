@@ -75,6 +75,7 @@ class HqHost:
             "backup_postgres": "plain",
             "backup_host_name": "pg0",
             "encrypted_root": str(root / "opt/data"),
+            "backup_state_dir": str(root / "state"),
             "postgresql_version": "15",
             "postgresql_port": server.port,
             "postgresql_data_dir": str(server.data_dir),
@@ -102,6 +103,8 @@ class HqHost:
         self.backups.parent.chmod(0o755)
         give(self.backups, "postgres")
         self.backups.chmod(0o700)
+        (self.root / "state").mkdir(mode=0o700)
+        give(self.root / "state", "cchq")
         self.current.mkdir(parents=True)
         (self.current / "python_env").symlink_to(Path(sys.executable).parent.parent)
         (self.current / "manage.py").write_text(MANAGE)
