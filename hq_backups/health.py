@@ -201,12 +201,12 @@ def _database(resolved: Resolved, state: State, host: str, now: datetime, *, dis
     runs = recorded.failed_runs(resolved, state, host, now)
     missed = recorded.missed(resolved, state, host, now)
     idle = recorded.idle_workers(resolved, now)
-    beat = recorded.silent_dispatcher(resolved, now, SILENT)
+    beat = recorded.silent_dispatcher(resolved, host, now, SILENT)
     all_ = (*runs.ours, *runs.died, *runs.theirs, *missed, *idle, *beat)
     # While the dispatcher is alive it tells for every host, and the checks of one host leave that to it.
-    alone = dispatching or bool(beat)
+    alone = dispatching or bool(beat) or recorded.last_tick() is None
     mine = [p for p in missed if dispatching or p.host == host]
-    told = [p for p in mine if alone or not recorded.has_dispatcher() or p.key in state.alarms]
+    told = [p for p in mine if alone or p.key in state.alarms]
     reports = [
         Report("run/", (*runs.ours, *(runs.died if dispatching else ()))),
         Report("missed/", tuple(told)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
@@ -27,6 +27,10 @@ NOT_PICKED_UP = timedelta(minutes=30)
 RECENT = timedelta(days=30)
 """A host that has made nothing of a store for so long does not make it any more."""
 TYPES = ("daily", "weekly", "hourly")
+KILLED = "the run was killed"
+"""The error of a run that others found dead: nobody there could tell anybody."""
+TICK = "tick"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class FailedRuns:
 
     ours: tuple[Problem, ...] = ()
     died: tuple[Problem, ...] = ()
-    """Of other hosts, whose process ended without a word: nobody there told anybody."""
+    """Of other hosts, and killed: nobody there told anybody."""
     theirs: tuple[Problem, ...] = ()
     """Of other hosts, which told it themselves."""
 
@@ -83,7 +87,7 @@ def failed_runs(resolved: Resolved, state: State, host: str, now: datetime) -> F
             if known is None or (row.finished_at or row.started_at) > known.at + timedelta(seconds=1):
                 ours[f"{row.store}/{row.verb}"] = problem
         elif problem is not None:
-            (died if row.exit_code is None else theirs).append(problem)
+            (died if row.error == KILLED else theirs).append(problem)
     return FailedRuns(tuple(p for p in ours.values() if p is not None), tuple(died), tuple(theirs))
 
 
@@ -93,8 +97,8 @@ def _of_row(resolved: Resolved, row: Any) -> Problem | None:
     verb = "upload" if row.exit_code == Exit.UPLOAD_FAILED else row.verb
     kind = f"{row.type} " if row.type in TYPES else ""
     title = TITLES[verb].format(type=kind)
-    if row.exit_code is None:
-        title = f"the {kind}{row.verb} run died"
+    if row.error == KILLED:
+        title = f"the {kind}{row.verb} was killed"
     cause = ". ".join(part.strip(". ") for part in (row.error, row.hint) if part)
     if not cause:
         cause = (
@@ -105,7 +109,7 @@ def _of_row(resolved: Resolved, row: Any) -> Problem | None:
         ALERT if verb == "upload" else ERROR,
         row.store,
         title,
-        cause,
+        f"{cause}. Run {row.run} began at {row.started_at:%Y-%m-%d %H:%M} UTC",
         next_command(resolved, row.store, verb, row.type, row.host),
         row.host,
     )
@@ -215,11 +219,12 @@ def _counts(type_: str) -> tuple[str, ...]:
 
 
 def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
-    """Return the hosts whose queue nobody serves."""
+    """Return the hosts whose queue nobody serves; one that is busy with another backup is not among them."""
     from hq_backups.models import DueRun
 
-    waiting = DueRun.objects.filter(state="queued", started_at=None, queued_at__lt=now - NOT_PICKED_UP)
-    oldest = waiting.order_by().values("host").annotate(at=Min("queued_at"))
+    busy = DueRun.objects.filter(state=DueRun.State.RUNNING).values("host")
+    waiting = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=now - NOT_PICKED_UP)
+    oldest = waiting.exclude(host__in=busy).order_by().values("host").annotate(at=Min("queued_at"))
     return tuple(
         Problem(
             f"worker/{row['host']}",
@@ -235,13 +240,39 @@ def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
     )
 
 
-def has_dispatcher() -> bool:
-    """Tell whether the schedule has ever asked for something: then it, and no cron job, starts the backups."""
+def tick(host: str, now: datetime) -> None:
+    """Note that the dispatcher has looked, for whoever shares its database."""
     from hq_backups.models import DueRun
 
-    return DueRun.objects.exists()
+    DueRun.objects.update_or_create(
+        host=host, store="", type=TICK, due_at=EPOCH, defaults={"state": DueRun.State.DONE, "queued_at": now}
+    )
 
 
-def silent_dispatcher(resolved: Resolved, now: datetime, silent: timedelta) -> tuple[Problem, ...]:
-    """Return that the schedule stands still, where it once ran."""
-    return ()
+def last_tick() -> datetime | None:
+    """Return when a dispatcher has looked last; None where the schedule is cron's."""
+    from hq_backups.models import DueRun
+
+    at: datetime | None = DueRun.objects.filter(type=TICK).aggregate(at=Max("queued_at"))["at"]
+    return at
+
+
+def silent_dispatcher(resolved: Resolved, host: str, now: datetime, silent: timedelta) -> tuple[Problem, ...]:
+    """Return that the schedule stands still, where it ran before and was not switched off."""
+    at = last_tick()
+    setting = resolved.effective.get("backup_schedule")
+    off = setting is not None and setting.value is False
+    if at is None or off or not silent < now - at < RECENT:
+        return ()
+    return (
+        Problem(
+            "beat",
+            ERROR,
+            None,
+            f"the schedule has stood still for {age_words(now - at)}",
+            f"The task hq_backups.dispatch_due comes every ten minutes and came last at {at:%Y-%m-%d %H:%M} UTC: "
+            "Celery's beat, its broker or the worker of the periodic queue is dead, so no backup is started.",
+            typed(resolved, "run_backup", "all", "--type", "auto", host=host),
+            host,
+        ),
+    )
