@@ -166,8 +166,10 @@ def tell(
     with alarm_state.opened(where, now) as held:
         before = held.state
         held.state = observe(remember(before), reports, now)
-        # While nobody is named, all of it waits.
-        telling = due(held.state, now) if mail and mailing.recipients(resolved) else Telling()
+        if not mailing.recipients(resolved):
+            # What lasts waits for somebody to be named; what is over concerns nobody then.
+            mail, held.state = False, _without_over(held.state)
+        telling = due(held.state, now) if mail else Telling()
         if telling:
             held.state = claimed(held.state, telling, now)
         after = held.state
@@ -185,6 +187,10 @@ def tell(
         state = held.state if held.state.alarms else after
         held.state = untold(state, telling, now, failed) if failed else told(state, telling, now)
     return Told(sent_to, failed, tuple(dict.fromkeys([*notes, *held.notes])))
+
+
+def _without_over(state: State) -> State:
+    return replace(state, alarms={k: a for k, a in state.alarms.items() if a.over_at is None})
 
 
 def _signal(before: State, after: State) -> None:

@@ -13,8 +13,8 @@ from hq_backups.commandline import typed
 from hq_backups.engine import judgement
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.judgement import age_words
+from hq_backups.last_good import good_words
 from hq_backups.problems import ALERT, ERROR, LONGEST_KEY, WARNING, Problem
-from hq_backups.watching import good_words
 
 if TYPE_CHECKING:
     from hq_backups.conf import Resolved

@@ -20,7 +20,7 @@ from hq_backups.commandline import typed
 from hq_backups.engine.config import Job
 from hq_backups.engine.errors import Exit, HQBackupsError
 from hq_backups.engine.events import Event, Sink, parse_utc, utc_now
-from hq_backups.engine.judgement import age_words
+from hq_backups.last_good import good_words
 from hq_backups.problems import ALERT, ERROR, Problem
 
 if TYPE_CHECKING:
@@ -205,12 +205,6 @@ def next_command(resolved: Resolved, store: str, verb: str, type_: str, host: st
     if verb == "verify":
         return typed(resolved, "list_backups", store, host=host)
     return typed(resolved, "run_backup", store, *(["--type", type_] if type_ else []), host=host)
-
-
-def good_words(state: State, store: str, now: datetime) -> str:
-    """Return the last good backup that this host knows of, and how old it is."""
-    good = state.last_good(store)
-    return f"{good.name or 'one'}, {age_words(now - good.at)} old" if good else ""
 
 
 def _moment(value: object) -> datetime | None:

@@ -36,6 +36,7 @@ DATABASES = {{"default": {{"ENGINE": "django.db.backends.postgresql", "HOST": "1
 S3_ACCESS_KEY = {access_key!r}
 S3_SECRET_KEY = {secret_key!r}
 HQ_BACKUPS = {backups!r}
+EMAIL_HOST, EMAIL_PORT, DEFAULT_FROM_EMAIL = "127.0.0.1", {mail_port}, "hq@example.com"
 """
 SETTINGS = """\
 SECRET_KEY = "made-up"
@@ -89,6 +90,7 @@ class HqHost:
             }
         self.rules = SudoRules(self.python)
         self.stocked: tuple[str, ...] = ()
+        self.mail_port = 1
         self._deploy()
 
     @property
@@ -125,6 +127,7 @@ class HqHost:
             password=PASSWORD,
             access_key=self.s3.access_key,
             secret_key=self.s3.secret_key,
+            mail_port=self.mail_port,
             backups={key: value for key, value in self.settings.items() if value is not None},
         )
         path = self.current / "localsettings.py"

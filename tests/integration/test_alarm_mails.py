@@ -402,3 +402,16 @@ def test_the_file_holds_no_secret_and_is_the_owner_s(host: Host) -> None:
     path = host.directory / alarm_state.NAME
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text())["version"] == alarm_state.VERSION
+
+
+def test_what_began_and_ended_while_nobody_was_named_concerns_nobody_later(
+    tmp_path: Path, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, mail_server.port, monkeypatch, check_s3_backups_email=None)
+    with host.override:
+        host.run(Exit.ERROR)
+        host.run(Exit.OK)
+        host.run(Exit.ERROR, store="couch")
+        host.settings["check_s3_backups_email"] = TO
+        host.run(Exit.OK)
+    assert mail_server.subjects == ["[icds] couch: the daily backup failed"]

@@ -14,6 +14,7 @@ from django.test import override_settings
 from hq_backups import alarm_state, alerts, conf, health, recorded
 from hq_backups.alarm_state import Checked, Good, Outcome, State, Undelivered
 from hq_backups.health import survey
+from hq_backups.last_good import good_words
 from hq_backups.models import BackupRun, DueRun
 from hq_backups.problems import Problem
 from hq_backups.supervision import supervise
@@ -280,3 +281,13 @@ def test_the_survey_is_plain_data(configured: Any) -> None:
     plain = json.loads(json.dumps(survey(conf.resolve(), NOW).to_plain()))
     assert plain["ok"] in (True, False)
     assert {"ok", "at", "host", "problems", "unanswered"} == set(plain)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_good_backup_is_looked_up_in_the_records_where_the_file_knows_none(directory: Path) -> None:
+    ran(NOW - 31 * HOUR, artifact="x.tar.gz")
+    ran(NOW - HOUR, status="failed", exit_code=1)
+    assert good_words(State(), "postgres", NOW) == "x.tar.gz, 31 hours old"
+    known = State(good={"postgres/daily": Good(NOW - HOUR, "y.tar.gz")})
+    assert good_words(known, "postgres", NOW) == "y.tar.gz, 1 hour old"
+    assert good_words(State(), "couch", NOW) == ""

@@ -153,8 +153,6 @@ class Command(EngineCommand):
             self.note(note)
         if not mail:
             return []
-        if not mailing.recipients(self.resolved):
-            self.note("alarms are mailed to nobody: neither check_s3_backups_email nor ADMINS is set")
         after = alarm_state.load(alerts.directory(self.resolved))
         notes = _notes(after) or (_mail_note(told.failed),) * bool(told.failed)
         if notes != self.notes:
