@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, router
@@ -29,8 +29,6 @@ RECENT = timedelta(days=30)
 TYPES = ("daily", "weekly", "hourly")
 KILLED = "the run was killed"
 """The error of a run that others found dead: nobody there could tell anybody."""
-TICK = "tick"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -242,18 +240,16 @@ def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
 
 def tick(host: str, now: datetime) -> None:
     """Note that the dispatcher has looked, for whoever shares its database."""
-    from hq_backups.models import DueRun
+    from hq_backups.models import Dispatcher
 
-    DueRun.objects.update_or_create(
-        host=host, store="", type=TICK, due_at=EPOCH, defaults={"state": DueRun.State.DONE, "queued_at": now}
-    )
+    Dispatcher.objects.update_or_create(host=host[:255], defaults={"seen_at": now})
 
 
 def last_tick() -> datetime | None:
     """Return when a dispatcher has looked last; None where the schedule is cron's."""
-    from hq_backups.models import DueRun
+    from hq_backups.models import Dispatcher
 
-    at: datetime | None = DueRun.objects.filter(type=TICK).aggregate(at=Max("queued_at"))["at"]
+    at: datetime | None = Dispatcher.objects.aggregate(at=Max("seen_at"))["at"]
     return at
 
 

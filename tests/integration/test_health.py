@@ -20,7 +20,8 @@ from hq_backups.problems import Problem
 from hq_backups.supervision import supervise
 from tests.testbed.smtp import MailServer, SilentServer
 
-pytestmark = pytest.mark.django_db
+# The dispatcher tells in a thread of its own, which has a connection of its own.
+pytestmark = pytest.mark.django_db(transaction=True)
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)  # a Tuesday
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
@@ -283,7 +284,6 @@ def test_the_survey_is_plain_data(configured: Any) -> None:
     assert {"ok", "at", "host", "problems", "unanswered"} == set(plain)
 
 
-@pytest.mark.django_db(transaction=True)
 def test_the_last_good_backup_is_looked_up_in_the_records_where_the_file_knows_none(directory: Path) -> None:
     ran(NOW - 31 * HOUR, artifact="x.tar.gz")
     ran(NOW - HOUR, status="failed", exit_code=1)
