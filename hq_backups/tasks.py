@@ -32,10 +32,15 @@ _ONCE: dict[str, Any] = {"ignore_result": True, "acks_late": False, "max_retries
 
 @shared_task(name="hq_backups.dispatch_due", expires=9 * MINUTE, **_ONCE)
 def dispatch_due() -> None:
-    """Start what is due."""
+    """Start what is due; then tell what is wrong, also when nothing could be started."""
     from hq_backups.dispatch import dispatch
+    from hq_backups.supervision import supervise
 
-    dispatch(conf.resolve(), utc_now())
+    resolved, now = conf.resolve(), utc_now()
+    try:
+        dispatch(resolved, now)
+    finally:
+        supervise(resolved, now)
 
 
 @shared_task(

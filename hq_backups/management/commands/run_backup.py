@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from hq_backups import watching
 from hq_backups.claims import Claim
 from hq_backups.cli import EngineCommand, has_data, require_built, store_or_all, worst
 from hq_backups.clock import automatic_type
@@ -82,7 +84,11 @@ class Command(EngineCommand):
 
     def make(self, **options: Any) -> Exit:
         """Run one job per store; one that cannot even begin does not stop the others."""
-        stores = self.wanted(options["store"])
+        try:
+            stores = self.wanted(options["store"])
+        except HQBackupsError as error:
+            self.refused(None, error, options)
+            raise
         type_ = options["type"]
         if type_ == "auto":
             type_ = automatic_type(self.config())
@@ -104,6 +110,7 @@ class Command(EngineCommand):
                 self.name_run(options["due"], job.run)
             except HQBackupsError as error:
                 codes.append(self.failed(error))
+                self.refused(store, error, options)
             else:
                 codes.append(self.run_job(job, record=not options["dry_run"]))
         return worst(codes)
@@ -112,6 +119,11 @@ class Command(EngineCommand):
         """Let the schedule know the run."""
         if claim is not None and run is not None and (problem := guarded(lambda: claim.name_run(run))):
             self.note(problem)
+
+    def refused(self, store: str | None, error: HQBackupsError, options: Mapping[str, Any]) -> None:
+        """Have it told that a backup could not begin."""
+        if not options["dry_run"]:
+            watching.refused(self.resolved, store, error, options["type"], self.show)
 
     def wanted(self, store: str) -> list[str]:
         """Return the store that was named, or every one that is switched on and belongs to this host."""
