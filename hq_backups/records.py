@@ -83,6 +83,8 @@ class Recorder:
         which = {"store": data.get("store"), "run": data.get("verified_run") or "", "name": data.get("name")}
         self.fields["artifact"] = sane(str(data.get("name") or ""))
         self.verified = {key: sane(str(value)) for key, value in which.items()}, event.at
+        # A deep verify restores into a scratch place: how long that takes is worth knowing.
+        self.fields["facts"] = {**self.fields.get("facts", {}), "deep": bool(data.get("deep"))}
 
     def on_result(self, event: Event, data: Mapping[str, Any]) -> None:
         """Write how it went, whatever became of the first row: a restore may have rolled it away."""

@@ -40,6 +40,7 @@ DEBIAN_PACKAGES = (
     DebianPackage("monit", "/usr/bin/monit"),
     DebianPackage("openssh-server", "/usr/sbin/sshd"),
     DebianPackage("rsync", "/usr/bin/rsync"),
+    DebianPackage("chromium", "/usr/bin/chromium"),
 )
 USERS = (
     User("postgres", "/var/lib/postgresql", "/bin/bash"),

@@ -134,6 +134,7 @@ class TestARun:
         )
         tell(recorder, "result", LATER, ok=True, exit=0)
         assert Artifact.objects.get().verified_at == LATER
+        assert BackupRun.objects.get(verb="verify").facts == {"deep": True}
 
     def test_without_an_id_is_not_recorded(self, said: list[Event]) -> None:
         the_job = job()
