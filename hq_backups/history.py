@@ -103,13 +103,14 @@ def standings(resolved: Resolved, now: datetime) -> list[Standing]:
     return [_standing(resolved, now, pair, good[pair], runs, took) for pair in pairs]
 
 
-def points(stores: Iterable[str], limit: int = POINTS) -> dict[str, list[Point]]:
-    """Return the last good backups of each store, oldest first; one query for each store."""
+def points(pairs: Iterable[tuple[str, str]], limit: int = POINTS) -> dict[tuple[str, str], list[Point]]:
+    """Return the last good backups of each store and host, oldest first; one query for each."""
     names = ("started_at", "size", "seconds", "type", "run")
     found = {}
-    for store in stores:
-        rows = BackupRun.objects.filter(store=store, verb="backup", status__in=GOOD).order_by("-started_at")
-        found[store] = [Point(*row) for row in rows.values_list(*names)[:limit]][::-1]
+    for store, host in pairs:
+        rows = BackupRun.objects.filter(store=store, host=host, verb="backup", status__in=GOOD)
+        newest = rows.order_by("-started_at").values_list(*names)[:limit]
+        found[store, host] = [Point(*row) for row in newest][::-1]
     return found
 
 

@@ -149,9 +149,10 @@ def test_the_curve_has_the_last_good_runs_oldest_first() -> None:
     for day in range(5, 0, -1):
         backed_up(ago(days=day))
     tried(ago(hours=1))
-    found = history.points(["postgres", "couch"], 3)
-    assert [point.at for point in found["postgres"]] == [ago(days=3), ago(days=2), ago(days=1)]
-    assert found["couch"] == []
+    backed_up(ago(hours=2), host="pg1")
+    found = history.points([("postgres", "pg0"), ("couch", "couch0")], 3)
+    assert [point.at for point in found["postgres", "pg0"]] == [ago(days=3), ago(days=2), ago(days=1)]
+    assert found["couch", "couch0"] == []
 
 
 def test_many_rows_take_no_more_queries_than_few() -> None:

@@ -101,6 +101,7 @@ ROLES = [
     "backup_es",
 ]
 OURS = [
+    "backup_health_token",
     "backup_host_name",
     "backup_hosts",
     "backup_compression",
@@ -155,7 +156,7 @@ def test_every_setting_is_complete(one: setting.Setting) -> None:
     assert one.kind in KINDS
     assert one.store in (None, *STORES)
     assert one.help or one.reason
-    assert one.secret == any(word in one.name.lower() for word in ("password", "_key"))
+    assert one.secret == any(word in one.name.lower() for word in ("password", "_key", "_token"))
     assert one.status in (setting.LIVE, setting.NOT_BUILT) or one.reason
 
 
