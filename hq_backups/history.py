@@ -134,13 +134,12 @@ def _pairs(resolved: Resolved, now: datetime) -> list[tuple[str, str]]:
 
 
 def _good(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Artifact]]:
-    """Return the newest good artifact of each type and the one verified last, in one query."""
+    """Return the newest good artifact of each type, in one query."""
     found: dict[tuple[str, str], list[Artifact]] = {pair: [] for pair in pairs}
     wanted = []
     for store, host in pairs:
         whole = Artifact.objects.filter(store=store, host=host, managed=True, problem="", gone_at=None)
-        wanted += [whole.filter(type=type).order_by("-taken_at", "-pk") for type in TYPES]
-        wanted.append(whole.exclude(verified_at=None).order_by("-verified_at", "-pk"))
+        wanted += [whole.filter(type=type).order_by("-taken_at") for type in TYPES]
     for row in _first_of_each(Artifact.objects.defer("manifest", "problem"), wanted):
         found[row.store, row.host].append(row)
     return found
@@ -149,16 +148,18 @@ def _good(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Artifa
 def _runs(pairs: Sequence[tuple[str, str]], now: datetime) -> list[BackupRun]:
     """Return the first, the newest running, failed and restoring run of each, in one query."""
     wanted = []
+    newest = BackupRun.objects.order_by("-started_at")
     for store, host in pairs:
-        backups = BackupRun.objects.filter(store=store, host=host, verb="backup")
-        for status, reach in ((BackupRun.Status.RUNNING, RUNNING), (BackupRun.Status.FAILED, SEEN)):
-            wanted.append(backups.filter(status=status, started_at__gte=now - reach))
-        wanted.append(backups.order_by("started_at", "pk"))
+        backups = newest.filter(store=store, host=host, verb="backup")
+        wanted.append(backups.filter(status=BackupRun.Status.RUNNING, started_at__gte=now - RUNNING))
+        wanted.append(backups.filter(status=BackupRun.Status.FAILED, started_at__gte=now - SEEN))
+        wanted.append(backups.order_by("started_at"))
+        wanted.append(newest.filter(store=store, host=host, verb="verify", status__in=GOOD))
     for store in dict.fromkeys(store for store, _ in pairs):
-        done = BackupRun.objects.filter(store=store, status__in=GOOD)
+        done = newest.filter(store=store, status__in=GOOD)
         wanted.append(done.filter(verb="restore"))
         wanted.append(done.filter(verb="verify", facts__deep=True))
-    return list(_first_of_each(BackupRun.objects.defer("steps", "warnings"), wanted))
+    return _first_of_each(BackupRun.objects.defer("steps", "warnings"), wanted)
 
 
 def _took(runs: Iterable[str]) -> dict[str, float | None]:
@@ -167,7 +168,10 @@ def _took(runs: Iterable[str]) -> dict[str, float | None]:
 
 
 def _first_of_each(rows: QuerySet[Any], wanted: Sequence[QuerySet[Any]]) -> list[Any]:
-    """Return the first row of each query, by one statement that looks each up in an index."""
+    """Return the first row of each query, by one statement that looks each up in an index.
+
+    Their order must be an index's own: with the key behind it SQLite may read the whole table instead.
+    """
     if not wanted:
         return []
     picks = (Q(pk=Subquery(each.values("pk")[:1])) for each in wanted)
@@ -193,7 +197,11 @@ def _standing(
     newest = max((each.taken_at for each in good.values()), default=None)
     if failed is not None and newest is not None and failed.started_at <= newest:
         failed = None
-    restored = _newest(run for run in runs if run.store == store and run.verb in ("restore", "verify"))
+    verified = [run for run in runs if run.store == store and run.verb == "verify"]
+    restored = _newest(run for run in runs if run.store == store and (run.verb == "restore" or _is_deep(run)))
+    proven = [row.verified_at for row in artifacts] + [
+        run.finished_at for run in verified if run.host == host
+    ]
     is_on = store in resolved.enabled
     table = _table(resolved, store) if is_on else None
     born = min((run.started_at for run in ours), default=newest)
@@ -209,7 +217,7 @@ def _standing(
         restored_by=restored,
         state=_state(is_on, good, failed, late),
         late=late,
-        verified_at=max((row.verified_at for row in artifacts if row.verified_at is not None), default=None),
+        verified_at=max((at for at in proven if at is not None), default=None),
     )
 
 
@@ -264,6 +272,10 @@ def _last_good(row: Artifact, took: Mapping[str, float | None]) -> LastGood:
         row.verified_at,
         row.pk,
     )
+
+
+def _is_deep(run: BackupRun) -> bool:
+    return run.verb == "verify" and isinstance(run.facts, dict) and run.facts.get("deep") is True
 
 
 def _newest(runs: Iterable[BackupRun]) -> BackupRun | None:

@@ -37,9 +37,7 @@ def start(artifact: Artifact, resolved: Resolved) -> str:
                 hint=f"Type it there: {command}",
             )
         start_process(words)
-        return (
-            f"{artifact.name} is being verified by a process on {resolved['backup_host_name']} ({command})."
-        )
+        return f"A process on {resolved['backup_host_name']} verifies {artifact.name} ({command})."
     _send(words, queue)
     where = f"the queue {queue}" if queue else "the workers' usual queue"
     hours = round(EXPIRES.total_seconds() / 3600)
