@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 
-from hq_backups import conf
+from hq_backups import conf, mailing
 
 
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Return every finding as a message of Django's."""
-    return [as_message(finding) for finding in conf.resolve().check()]
+    resolved = conf.resolve()
+    return [as_message(finding) for finding in (*resolved.check(), *_receivers(resolved))]
+
+
+def _receivers(resolved: conf.Resolved) -> Iterator[conf.Finding]:
+    """Yield that alarms have no receiver; commands, which somebody looks at, need not repeat it."""
+    if resolved.switched_on and not mailing.recipients(resolved):
+        message = "alarms are mailed to nobody: neither check_s3_backups_email nor ADMINS is set"
+        yield conf.Finding("W016", message, "Set check_s3_backups_email.", None, "check_s3_backups_email")
 
 
 def as_message(finding: conf.Finding) -> CheckMessage:

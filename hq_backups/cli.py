@@ -14,7 +14,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFormatter
 
-from hq_backups import bridge, conf, console, records
+from hq_backups import bridge, conf, console, records, watching
 from hq_backups.clock import host_time_zone
 from hq_backups.engine.config import STORES, Config, Job, to_plain
 from hq_backups.engine.errors import Exit, HQBackupsError, NotBuiltYet
@@ -212,16 +212,21 @@ class EngineCommand(BaseCommand):
         return Job(verb, config, to_plain(request), run=run_id(utc_now(), config.host, store))
 
     def run_job(self, job: Job, *sinks: Sink, record: bool = True) -> Exit:
-        """Run one job, shown and, unless it only plans, recorded."""
+        """Run one job, shown and, unless it only plans, recorded and told."""
         if job.run is not None and job.run not in self.runs:
             self.runs.append(job.run)
-        readers: list[Sink] = [self.show, *([records.Recorder(job, self.show)] if record else []), *sinks]
+        watcher = watching.Watcher(self.resolved, job, self.show)
+        kept: list[Sink] = [records.Recorder(job, self.show), watcher] if record else []
+        readers: list[Sink] = [self.show, *kept, *sinks]
 
         def sink(event: Event) -> None:
             for reader in readers:
                 reader(event)
 
-        return bridge.run(job, sink, python=interpreter(self.resolved))
+        code = bridge.run(job, sink, python=interpreter(self.resolved))
+        if record:
+            watcher.ended(code)
+        return code
 
 
 def has_data(resolved: conf.Resolved, store: str) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hq_backups.setting import DEAD, NOT_BUILT, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
+from hq_backups.setting import DEAD, REFUSED, Derived, FoundOut, FromDjango, Lookup, Setting
 
 BUILT_MODES = {
     "postgres": ("plain", "dump"),
@@ -189,8 +189,14 @@ S3 = (
     Setting(
         name="check_s3_backups_email",
         kind="emails",
-        help="Who is told when recent backups are missing in the bucket; commas between addresses.",
-        status=NOT_BUILT,
+        help="Who is mailed when backups fail, are missing or shrink; commas between addresses. Unset means ADMINS.",
+    ),
+    Setting(
+        name="backup_heartbeat_url",
+        kind="url",
+        help="An address outside that is asked (GET) when a backup or check ended and nothing is wrong on this host, "
+        "with ``/fail`` at its end when something is; it alarms when it hears nothing.",
+        secret=True,
     ),
 )
 

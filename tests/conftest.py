@@ -23,6 +23,7 @@ from tests.testbed.places import POSTGRES_VERSIONS, python_reachable, server_use
 from tests.testbed.postgres import PostgresServer
 from tests.testbed.process import short_directory
 from tests.testbed.s3 import MotoServer, S3Service, VersityGW
+from tests.testbed.smtp import MailServer, SilentServer
 from tests.testbed.sweep import sweep
 from tests.testbed.system import SudoRules, tmpfs, tmpfs_unavailable
 from tests.testbed.toxiproxy import Toxiproxy
@@ -103,6 +104,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
             return "sudo" if writes_sudo_rules(str(config.rootpath / name)) else name
 
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test read or leave alarm state on this machine."""
+    monkeypatch.setenv(
+        "HQ_BACKUPS_BACKUP_STATE_DIR", str(tmp_path_factory.getbasetemp() / f"state-{secrets.token_hex(4)}")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -351,3 +360,17 @@ def database(pg15: PostgresServer) -> Iterator[str]:
     name = pg15.create_database(f"db_{secrets.token_hex(2)}")
     yield name
     pg15.drop_database(name)
+
+
+@pytest.fixture
+def mail_server() -> Iterator[MailServer]:
+    """Run a mail server that takes everything."""
+    with MailServer() as server:
+        yield server
+
+
+@pytest.fixture
+def silent_server() -> Iterator[SilentServer]:
+    """Run a server that accepts connections and says nothing."""
+    with SilentServer() as server:
+        yield server

@@ -38,6 +38,7 @@ IDS = {
     "W013": "only one of the two service commands is set",
     "W014": "no user is named for the other host's server",
     "W015": "a cron job of the old scripts is still installed",
+    "W016": "alarms are mailed to nobody",
 }
 """Every id, with its meaning; ids are never given a second meaning."""
 

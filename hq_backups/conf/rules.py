@@ -58,15 +58,6 @@ def _not_built(resolved: Resolved) -> Iterator[Finding]:
         switch = engine.SWITCHES[store][0]
         message = f"{switch}: {unbuilt(resolved, store)} not built in this release, nothing is backed up"
         yield Finding("W003", message, UNBUILT_HINT, store, switch)
-    if resolved["check_s3_backups_email"]:
-        message = "check_s3_backups_email: mail alerts are not built in this release, nobody is told"
-        yield Finding(
-            "W003",
-            message,
-            "Let cron look at its exit code: check_s3_backups",
-            None,
-            "check_s3_backups_email",
-        )
 
 
 def _other_host(resolved: Resolved) -> Iterator[Finding]:

@@ -43,6 +43,9 @@ STATUS_FILE = "s3_backup_status.txt"
 STATUS_MODE = 0o644
 """As the old script's: monitoring that runs as somebody else reads it where the directory lets it."""
 
+NOTE = "[ERROR] Alarms: "
+"""How a line begins that is no finding of the bucket."""
+
 CODES: dict[type[HQBackupsError], str] = {
     Unreachable: "unreachable",
     AccessDenied: "denied",
@@ -58,6 +61,9 @@ CODES: dict[type[HQBackupsError], str] = {
 def check(config: Config, request: CheckRequest, run_id: str, events: Events) -> Exit:
     """Judge one store's backups in its bucket, tell it, and write the status file."""
     settings = config.store(request.store)
+    if request.only_notes:
+        change_notes(settings, request.notes, events)
+        return Exit.OK
     now = utc_now()
     try:
         findings = _look(config, settings, request, now, events)
@@ -66,12 +72,13 @@ def check(config: Config, request: CheckRequest, run_id: str, events: Events) ->
     except Exception as error:
         fault = HQBackupsError(f"{type(error).__name__}: {error}")
         if request.status_file:
-            write_status(config, settings, (_not_asked(request.store, fault),), now, events)
+            fault_found = (_not_asked(request.store, fault),)
+            write_status(config, settings, fault_found, now, events, request.notes)
         raise
     for finding in findings:
         events.emit("finding", store=request.store, **finding.to_plain())
     if request.status_file:
-        write_status(config, settings, findings, now, events)
+        write_status(config, settings, findings, now, events, request.notes)
     return judgement.worst(finding.exit_code for finding in findings)
 
 
@@ -269,13 +276,40 @@ def _head_problem(repo: S3Repository, each: Seen) -> Problem | None:
 
 
 def write_status(
-    config: Config, settings: StoreConfig, findings: Sequence[Finding], now: datetime, events: Events
+    config: Config,
+    settings: StoreConfig,
+    findings: Sequence[Finding],
+    now: datetime,
+    events: Events,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the status file, whole or not at all; that it cannot be written is a warning."""
+    checked = f"Checked {format_utc(now)} on {config.host}"
+    _put_status(settings, [*judgement.lines(findings), *_note_lines(notes), checked], events)
+
+
+def change_notes(settings: StoreConfig, notes: Sequence[str], events: Events) -> None:
+    """Put other notes into the status file that stands; without one there is nothing to change."""
     path = settings.backup_dir / STATUS_FILE
-    text = "\n".join([*judgement.lines(findings), f"Checked {format_utc(now)} on {config.host}", ""])
     try:
-        _write(path, text.encode("utf-8", "backslashreplace"))
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        events.warning("status-file", f"{path} cannot be read: {error.strerror or error}")
+        return
+    kept = [line for line in lines if not line.startswith(NOTE)]
+    _put_status(settings, [*kept[:-1], *_note_lines(notes), *kept[-1:]], events)
+
+
+def _note_lines(notes: Sequence[str]) -> list[str]:
+    return [NOTE + judgement.one_line(note) for note in notes]
+
+
+def _put_status(settings: StoreConfig, lines: Sequence[str], events: Events) -> None:
+    path = settings.backup_dir / STATUS_FILE
+    try:
+        _write(path, "\n".join([*lines, ""]).encode("utf-8", "backslashreplace"))
     except OSError as error:
         events.warning("status-file", f"{path} cannot be written: {error.strerror or error}")
     else:

@@ -137,6 +137,10 @@ class CheckRequest:
     """Whose backups count; None means anybody's, where the store's data are on no known host."""
     status_file: bool = True
     """Whether it is told in the backup directory too."""
+    notes: tuple[str, ...] = ()
+    """What the status file says beside the findings, such as that nobody can be mailed."""
+    only_notes: bool = False
+    """Change them in the status file that stands, and ask nobody."""
 
 
 @dataclass(frozen=True)

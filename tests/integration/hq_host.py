@@ -36,6 +36,7 @@ DATABASES = {{"default": {{"ENGINE": "django.db.backends.postgresql", "HOST": "1
 S3_ACCESS_KEY = {access_key!r}
 S3_SECRET_KEY = {secret_key!r}
 HQ_BACKUPS = {backups!r}
+EMAIL_HOST, EMAIL_PORT, DEFAULT_FROM_EMAIL = "127.0.0.1", {mail_port}, "hq@example.com"
 """
 SETTINGS = """\
 SECRET_KEY = "made-up"
@@ -75,6 +76,7 @@ class HqHost:
             "backup_postgres": "plain",
             "backup_host_name": "pg0",
             "encrypted_root": str(root / "opt/data"),
+            "backup_state_dir": str(root / "state"),
             "postgresql_version": "15",
             "postgresql_port": server.port,
             "postgresql_data_dir": str(server.data_dir),
@@ -88,6 +90,7 @@ class HqHost:
             }
         self.rules = SudoRules(self.python)
         self.stocked: tuple[str, ...] = ()
+        self.mail_port = 1
         self._deploy()
 
     @property
@@ -102,6 +105,8 @@ class HqHost:
         self.backups.parent.chmod(0o755)
         give(self.backups, "postgres")
         self.backups.chmod(0o700)
+        (self.root / "state").mkdir(mode=0o700)
+        give(self.root / "state", "cchq")
         self.current.mkdir(parents=True)
         (self.current / "python_env").symlink_to(Path(sys.executable).parent.parent)
         (self.current / "manage.py").write_text(MANAGE)
@@ -122,6 +127,7 @@ class HqHost:
             password=PASSWORD,
             access_key=self.s3.access_key,
             secret_key=self.s3.secret_key,
+            mail_port=self.mail_port,
             backups={key: value for key, value in self.settings.items() if value is not None},
         )
         path = self.current / "localsettings.py"

@@ -31,6 +31,7 @@ from tests.integration.hq_host import HqHost, hq_host
 from tests.testbed.process import alive
 from tests.testbed.s3 import S3Service, VersityGW, refused_endpoint
 from tests.testbed.s3_use import noise
+from tests.testbed.smtp import MailServer
 
 pytestmark = [pytest.mark.s3]
 ENV = "icds_new_prod"
@@ -496,8 +497,9 @@ def host(s3: S3Service) -> Iterator[HqHost]:
 
 @pytest.fixture
 def hq(host: HqHost) -> HqHost:
-    """Return the module's host, with one backup in its bucket and no status file."""
+    """Return the module's host, with one backup in its bucket, no status file and no alarms."""
     (host.backups / check.STATUS_FILE).unlink(missing_ok=True)
+    (host.root / "state" / "alarms.json").unlink(missing_ok=True)
     host.rules.install()
     host.configure(
         check_s3_backups_email=None, aws_endpoint=host.s3.endpoint, couch_s3=None, backup_couch=None
@@ -568,14 +570,100 @@ class TestOnAHostLikeHqs:
         assert "NOPASSWD" in done.err
         assert not (hq.backups / check.STATUS_FILE).exists()
 
-    def test_mail_is_said_not_to_be_built(self, hq: HqHost) -> None:
-        hq.configure(check_s3_backups_email="a@example.com")
+    def test_what_is_wrong_is_mailed_once_and_taken_back(self, hq: HqHost, mail_server: MailServer) -> None:
+        hq.mail_port = mail_server.port
+        hq.configure(check_s3_backups_email="a@example.com,b@example.com", aws_endpoint=refused_endpoint())
+        for _ in range(2):
+            done = hq.run("check_s3_backups")
+            assert done.code == 1, done
+        (mail,) = mail_server.mails
+        assert mail.to == ("a@example.com", "b@example.com")
+        assert mail.subject == "[monolith] postgres: the backups could not be checked"
+        assert "connection refused" in mail.text
+        assert "django-manage check_s3_backups postgres" in mail.text
+        assert "last good:  postgres_monolith_daily_" in mail.text
+        hq.configure(aws_endpoint=hq.s3.endpoint)
         done = hq.run("check_s3_backups")
+        assert (done.code, done.err) == (0, ""), done
+        assert mail_server.subjects[1:] == ["[monolith] over: postgres: the backups could not be checked"]
+        assert not any(secret in m.message.as_string() for m in mail_server.mails for secret in hq.secrets)
+        state = hq.root / "state" / "alarms.json"
+        assert (state.owner(), stat.S_IMODE(state.stat().st_mode)) == ("cchq", 0o600)
+
+    def test_a_dead_database_is_mailed_by_the_check(self, hq: HqHost, mail_server: MailServer) -> None:
+        hq.mail_port = mail_server.port
+        hq.configure(check_s3_backups_email="a@example.com")
+        hq.server.stop()
+        try:
+            done = hq.run("check_s3_backups")
+        finally:
+            hq.server.start()
+        assert (done.code, done.err) == (0, ""), done
+        (mail,) = mail_server.mails
+        assert mail.subject == "[monolith] the database with the history cannot be read"
+        assert hq.run("check_s3_backups").code == 0
+        assert mail_server.subjects[1:] == ["[monolith] over: the database with the history cannot be read"]
+
+    def test_a_mail_that_cannot_be_sent_is_in_the_status_file_until_it_can(
+        self, hq: HqHost, mail_server: MailServer
+    ) -> None:
+        mail_server.stop()
+        hq.mail_port = mail_server.port
+        hq.configure(check_s3_backups_email="a@example.com", aws_endpoint=refused_endpoint())
+        done = hq.run("check_s3_backups")
+        assert done.code == 1, done
+        assert "ERROR: an alarm mail cannot be sent: 127.0.0.1:" in done.err
+        lines = (hq.backups / check.STATUS_FILE).read_text().splitlines()
+        assert re.fullmatch(r"\[ERROR\] Alarms: mails cannot be sent since .* UTC: 127\.0\.0\.1.*", lines[-2])
+        assert lines[-1].startswith("Checked ")
+        assert "--no-email" not in hq.run("check_s3_backups", "--no-email").err
+        mail_server.start()
+        assert hq.run("check_s3_backups").code == 1
+        assert mail_server.subjects == ["[monolith] postgres: the backups could not be checked"]
+        assert "Alarms:" not in (hq.backups / check.STATUS_FILE).read_text()
+        hq.configure(aws_endpoint=hq.s3.endpoint)
+        assert hq.run("check_s3_backups").code == 0
+
+    def test_a_failed_run_is_mailed_at_once_with_the_database_down_and_keeps_its_exit_code(
+        self, hq: HqHost, mail_server: MailServer
+    ) -> None:
+        hq.mail_port = mail_server.port
+        hq.configure(check_s3_backups_email="a@example.com")
+        hq.server.stop()
+        try:
+            done = hq.run("run_backup", "postgres", "--type=daily")
+        finally:
+            hq.server.start()
+        assert done.code in (1, 5), done
+        assert mail_server.subjects == ["[monolith] postgres: the daily backup failed"]
+        assert "connection" in mail_server.mails[0].text.lower()
+        good = hq.run("run_backup", "postgres", "--type=daily")
+        assert good.code == 0, good
+        assert mail_server.subjects[1:] == ["[monolith] over: postgres: the daily backup failed"]
+
+    def test_the_test_mail_says_to_whom_through_what_and_what_came_back(
+        self, hq: HqHost, mail_server: MailServer
+    ) -> None:
+        hq.mail_port = mail_server.port
+        hq.configure(check_s3_backups_email=None)
+        nobody = hq.run("check_s3_backups", "--send-test-email")
+        assert (nobody.code, "alarms are mailed to nobody" in nobody.err) == (2, True), nobody
+        hq.configure(check_s3_backups_email="a@example.com,b@example.com")
+        done = hq.run("check_s3_backups", "--send-test-email")
         assert done.code == 0, done
-        assert "mails nobody" in done.err
-        quiet = hq.run("check_s3_backups", "postgres", "--no-email")
-        assert quiet.code == 0, quiet
-        assert "mails nobody" not in quiet.err
+        assert done.out.splitlines()[:4] == [
+            "to: a@example.com, b@example.com",
+            "from: hq@example.com",
+            f"backend: django.core.mail.backends.smtp.EmailBackend, server 127.0.0.1:{mail_server.port}",
+            f"127.0.0.1:{mail_server.port} took the mail",
+        ]
+        assert mail_server.subjects == ["[monolith] test of backup alarms"]
+        mail_server.refuse = "550 5.7.1 relaying denied"
+        refused = hq.run("check_s3_backups", "--send-test-email")
+        assert (refused.code, "550 5.7.1 relaying denied" in refused.err) == (1, True), refused
+        mail_server.stop()
+        down = hq.run("check_s3_backups", "--send-test-email")
+        assert (down.code, "refused" in down.err.lower()) == (1, True), down
 
     def test_a_cluster_that_does_not_answer_does_not_hide_the_other_stores(self, hq: HqHost) -> None:
         hq.configure(backup_es_s3=True, elasticsearch_url="http://127.0.0.1:1")
@@ -589,8 +677,6 @@ class TestOnAHostLikeHqs:
         assert "connection refused" in done.out
 
     def test_what_cannot_be_checked_is_an_error(self, hq: HqHost) -> None:
-        test = hq.run("check_s3_backups", "--send-test-email")
-        assert (test.code, "mail alerts are not built" in test.err) == (2, True), test
         hq.configure(postgres_s3=False)
         try:
             for words in ((), ("postgres",)):

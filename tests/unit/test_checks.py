@@ -16,6 +16,7 @@ from hq_backups import conf
 from hq_backups.checks import check_settings
 from hq_backups.conf.findings import IDS
 from hq_backups.engine import crons
+from hq_backups.settings_table import BUILT_MODES
 
 S3_ON = {"postgres_s3": True, "AMAZON_S3_ACCESS_KEY": "a", "AMAZON_S3_SECRET_KEY": "b"}
 BOUNCER = {"ENGINE": "django.db.backends.postgresql", "HOST": "pgb0", "PORT": 6432}
@@ -67,7 +68,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("E014", {"backup_blobdb": True}, {"backup_blobdb": False}, {"S3_BLOB_DB_SETTINGS": {"url": "x"}}),
     ("E015", {"backup_compression_level": 9}, {"backup_compression_level": 3}, {}),
     ("W001", {"pg_backup_to": "pg1"}, {"pg_backup_to": False}, {}),
-    ("W003", {"check_s3_backups_email": "a@b.c"}, {}, {}),
     ("W004", {"postgres_s3": True}, S3_ON, {}),
     ("W005", {"check_s3_backups_email": "a@b.c"}, {}, {"EMAIL_BACKEND": MAIL + "filebased.EmailBackend"}),
     ("W005", {"check_s3_backups_email": "a@b.c"}, {}, {"EMAIL_BACKEND": MAIL + "console.EmailBackend"}),
@@ -153,7 +153,7 @@ def test_a_bad_file_is_found(id_: str, broken: str, whole: str, tmp_path: Path) 
 
 
 def test_every_id_has_a_case_that_breaks_it() -> None:
-    assert {case[0] for case in CASES} | {case[0] for case in FILES} | {"W015"} == set(IDS)
+    assert {case[0] for case in CASES} | {case[0] for case in FILES} | {"W003", "W015", "W016"} == set(IDS)
 
 
 def test_an_old_cron_job_of_a_store_that_is_on_is_found(
@@ -212,8 +212,29 @@ def test_django_s_check_tells_them_with_ids_and_hints(settings: Any) -> None:
         hint="Is postgres_s3 meant?",
         id="hq_backups.E002",
     )
-    assert messages["hq_backups.W003"].level == checks.WARNING
-    assert messages["hq_backups.W003"].obj == "check_s3_backups_email"
+    # Django's test runner puts locmem in the place of the mail server.
+    assert messages["hq_backups.W005"].level == checks.WARNING
+    assert messages["hq_backups.W005"].obj == "check_s3_backups_email"
+
+
+def test_what_is_switched_on_and_not_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found({}, {}) == []
+    monkeypatch.setitem(BUILT_MODES, "postgres", ("dump",))
+    assert [finding.id for finding in found({}, {})] == ["W003"]
+
+
+def test_alarms_without_a_receiver_are_told_by_django_s_check(settings: Any) -> None:
+    def told() -> bool:
+        return "hq_backups.W016" in {message.id for message in check_settings()}
+
+    assert told()
+    settings.ADMINS = [("Ops", "ops@example.com")]
+    assert not told()
+    settings.ADMINS = []
+    settings.HQ_BACKUPS = {"check_s3_backups_email": "a@b.c"}
+    assert not told()
+    settings.HQ_BACKUPS = {"backup_postgres": False}
+    assert not told()
 
 
 def test_manage_py_check_runs_them(settings: Any) -> None:

@@ -108,6 +108,7 @@ OURS = [
     "backup_compression_level",
     "backup_state_dir",
     "backup_upload_limit",
+    "backup_heartbeat_url",
     "postgresql_host",
     "postgresql_bin_dir",
     "postgresql_stop_command",
@@ -156,7 +157,8 @@ def test_every_setting_is_complete(one: setting.Setting) -> None:
     assert one.kind in KINDS
     assert one.store in (None, *STORES)
     assert one.help or one.reason
-    assert one.secret == any(word in one.name.lower() for word in ("password", "_key", "_token"))
+    secret_words = ("password", "_key", "_token", "heartbeat_url")
+    assert one.secret == any(word in one.name.lower() for word in secret_words)
     assert one.status in (setting.LIVE, setting.NOT_BUILT) or one.reason
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from hq_backups import watching
 from hq_backups.cli import EngineCommand, has_data, require_built, store_or_all, worst
 from hq_backups.clock import automatic_type
 from hq_backups.engine.config import TYPES
@@ -53,7 +55,11 @@ class Command(EngineCommand):
 
     def perform(self, **options: Any) -> Exit:
         """Run one job per store; one that cannot even begin does not stop the others."""
-        stores = self.wanted(options["store"])
+        try:
+            stores = self.wanted(options["store"])
+        except HQBackupsError as error:
+            self.refused(None, error, options)
+            raise
         type_ = options["type"]
         if type_ == "auto":
             type_ = automatic_type(self.config())
@@ -74,9 +80,15 @@ class Command(EngineCommand):
                 job = self.job("backup", request, store)
             except HQBackupsError as error:
                 codes.append(self.failed(error))
+                self.refused(store, error, options)
             else:
                 codes.append(self.run_job(job, record=not options["dry_run"]))
         return worst(codes)
+
+    def refused(self, store: str | None, error: HQBackupsError, options: Mapping[str, Any]) -> None:
+        """Have it told that a backup could not begin."""
+        if not options["dry_run"]:
+            watching.refused(self.resolved, store, error, options["type"], self.show)
 
     def wanted(self, store: str) -> list[str]:
         """Return the store that was named, or every one that is switched on and belongs to this host."""
