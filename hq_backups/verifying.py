@@ -14,6 +14,7 @@ from celery import current_app, shared_task
 from django.conf import settings
 
 from hq_backups import details
+from hq_backups.commandline import typed
 from hq_backups.conf import Resolved
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.models import Artifact
@@ -29,7 +30,7 @@ def start(artifact: Artifact, resolved: Resolved) -> str:
     """Have it verified, and return what was done; raises HQBackupsError when nothing was."""
     words = _words(artifact)
     queue = _queue(artifact, resolved)
-    command = details.typed(words, resolved)
+    command = typed(resolved, *words, host=artifact.host)
     if _broker() is None:
         if not _is_within_reach(artifact, resolved):
             raise HQBackupsError(

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from functools import wraps
 
-from django.db import Error, InterfaceError, transaction
+from django.db import Error, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -31,7 +31,7 @@ def guarded(view: View) -> View:
         try:
             user = request.user
             allowed = user.is_active and user.is_staff and user.has_perm("hq_backups.view_backuprun")
-        except (Error, InterfaceError, OSError) as error:
+        except (Error, OSError) as error:
             return _json(Report(utc_now(), (), (unreadable(error),), database=False))
         if not allowed:
             return JsonResponse(

@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import DjangoDbBlocker
 
+from hq_backups import conf, health
 from hq_backups.engine.events import utc_now
 from hq_backups.models import Artifact, BackupRun
 from tests.testbed.postgres import PostgresServer
@@ -164,8 +165,12 @@ def test_fifty_thousand_runs_take_the_same_queries_and_about_the_same_time(
     few = {page: measure(look) for page, look in looks.items()}
     repeat(BackupRun, {"run", "artifact"}, "started_at")
     repeat(Artifact, {"run", "name"}, "taken_at")
+    # What the survey of problems asks is its own affair, as long as it does not grow.
+    surveyed, _ = measure(lambda: health.survey(conf.resolve()))
+    own = {"backuprun": surveyed, "artifact": 0}
     many = {page: measure(look) for page, look in looks.items()}
-    for page, number in QUERIES.items():
+    for page, asked in QUERIES.items():
+        number = asked + own[page]
         assert looks[page]().context["cl"].result_count == MANY
         assert (few[page][0], many[page][0]) == (number, number), page
         print(f"{database} {page}: {few[page][1]:.3f} s, {many[page][1]:.3f} s")
