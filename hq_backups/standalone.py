@@ -67,7 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error)
     except Exception as error:
         return refuse(ConfigurationError(f"the settings cannot be read: {type(error).__name__}: {error}"))
-    if not {"-h", "--help", "--version"} & set(words):
+    helps = bool({"-h", "--help", "--version"} & set(words))
+    if page and not helps and is_in_memory():
+        return refuse(
+            ConfigurationError(
+                "the state directory cannot be written, so there is no history to show",
+                hint="Set HQ_BACKUPS_BACKUP_STATE_DIR, or run it as the user who makes the backups",
+            )
+        )
+    if not helps:
         prepare_history(page=page)
     if page:
         return page_command(words)
@@ -83,9 +91,9 @@ def page_command(words: Sequence[str]) -> int:
     # What the page starts is an ordinary command.
     os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS_MODULE
     os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"
-    # Its files are served by itself, and it is not reloaded when they change.
-    more = ["--insecure", "--noreload", "--skip-checks"] if words[0] == "runserver" else []
-    ManagementUtility([PROGRAM, *words, *more]).execute()
+    # The page serves its own files, and is there whatever is wrong with the settings: it says so itself.
+    more = ["--insecure", "--noreload"] if words[0] == "runserver" else []
+    ManagementUtility([PROGRAM, *words, "--skip-checks", *more]).execute()
     return Exit.OK
 
 
@@ -217,6 +225,13 @@ def database(env: environ.Env, directory: Path | None) -> dict[str, Any]:
     }
 
 
+def is_in_memory() -> bool:
+    """Tell whether the history ends with this process, for want of a place."""
+    from django.conf import settings
+
+    return settings.DATABASES["default"]["NAME"] == ":memory:" and not os.environ.get("DATABASE_URL")
+
+
 def prepare_history(*, page: bool = False) -> None:
     """Make the history's tables what this version needs; what goes wrong stops no command.
 
@@ -225,7 +240,7 @@ def prepare_history(*, page: bool = False) -> None:
     from django.conf import settings
     from django.db import connection
 
-    if settings.DATABASES["default"]["NAME"] == ":memory:" and not os.environ.get("DATABASE_URL"):
+    if is_in_memory():
         warn("the state directory cannot be written, so no history is kept: set HQ_BACKUPS_BACKUP_STATE_DIR")
     try:
         with _migration_lock(settings.DATABASES["default"]):
