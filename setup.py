@@ -30,6 +30,7 @@ DEV = [
     "pytest-django>=4.11",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    "setuptools>=75",
     "time-machine>=2.16",
     "tox>=4.20",
     "types-PyYAML>=6",

@@ -164,6 +164,9 @@ def demo(home: Path, server: PostgresServer, s3: MotoServer, *, page: bool) -> N
     say("the history")
     hq_backups(environment, "list_backups", "--sync")
     if page:
+        for directory in (backups, blob_backups):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            give(directory, server.os_user)
         show_page(environment)
 
 

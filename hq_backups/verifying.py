@@ -103,7 +103,9 @@ def _broker() -> str | None:
 
 
 def _send(words: list[str], queue: str | None) -> None:
-    limits = {"socket_connect_timeout": CONNECT, "socket_timeout": CONNECT}
+    # One attempt: a page cannot wait for a broker to come back.
+    retries = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+    limits = {"socket_connect_timeout": CONNECT, "socket_timeout": CONNECT} | retries
     try:
         with current_app.connection_for_write(
             current_app.conf.broker_url or _broker(), connect_timeout=CONNECT, transport_options=limits
