@@ -73,10 +73,9 @@ class Recorder:
             (manifest.get("run"), manifest.get("name")), {**entry, "locations": []}
         )
         entry["locations"] += [place for place in places if place not in entry["locations"]]
-        self.fields |= {
-            "artifact": sane(str(manifest.get("name") or "")),
-            "size": integer(manifest.get("size")),
-        }
+        self.fields["artifact"] = sane(str(manifest.get("name") or ""))
+        # The object's event tells its name and run alone.
+        self.fields["size"] = integer(manifest.get("size")) or self.fields.get("size")
 
     def on_verified(self, event: Event, data: Mapping[str, Any]) -> None:
         """Mark the artifact that proved to be whole."""

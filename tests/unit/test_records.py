@@ -67,7 +67,8 @@ class TestARun:
             "plain",
         )
         tell(recorder, "artifact", manifest=MANIFEST, location={"kind": "local", "path": "/b/x"})
-        tell(recorder, "artifact", manifest=MANIFEST, location={"kind": "s3", "bucket": "b", "key": "k"})
+        brief = {"name": MANIFEST["name"], "run": RUN}
+        tell(recorder, "artifact", manifest=brief, location={"kind": "s3", "bucket": "b", "key": "k"})
         tell(recorder, "result", LATER, ok=True, exit=0, seconds=600.0)
         row.refresh_from_db()
         assert (row.status, row.exit_code, row.finished_at, row.seconds) == ("ok", 0, LATER, 600.0)
