@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 
 from hq_backups import cards, charts, conf, details, history, report, verifying
+from hq_backups.clock import aware
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.space import human_bytes
 from hq_backups.listfilters import ByDate, Host, List, Store, Type, Verb
@@ -235,4 +236,5 @@ def badge(tone: str, words: str) -> SafeString:
 
 def moment(at: datetime) -> SafeString:
     """Return a time that a machine can read too."""
+    at = aware(at)
     return format_html('<time datetime="{}">{}</time>', at.isoformat(), cards.minute(at).removesuffix(" UTC"))

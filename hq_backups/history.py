@@ -12,8 +12,11 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from django.db.models import Q, QuerySet, Subquery
+from django.conf import settings
+from django.db.models import DateTimeField, Q, QuerySet, Subquery
+from django.utils import timezone
 
+from hq_backups.clock import aware
 from hq_backups.conf import Resolved
 from hq_backups.engine.config import STORES
 from hq_backups.engine.errors import HQBackupsError
@@ -110,15 +113,15 @@ def points(pairs: Iterable[tuple[str, str]], limit: int = POINTS) -> dict[tuple[
     for store, host in pairs:
         rows = BackupRun.objects.filter(store=store, host=host, verb="backup", status__in=GOOD)
         newest = rows.order_by("-started_at").values_list(*names)[:limit]
-        found[store, host] = [Point(*row) for row in newest][::-1]
+        found[store, host] = [Point(aware(at), *rest) for at, *rest in newest][::-1]
     return found
 
 
 def _pairs(resolved: Resolved, now: datetime) -> list[tuple[str, str]]:
     """Return each store with its hosts: those that the settings name, else those that the records know."""
-    recent = Artifact.objects.filter(taken_at__gte=now - SEEN, managed=True).exclude(host="")
+    recent = Artifact.objects.filter(taken_at__gte=_stored(now - SEEN), managed=True).exclude(host="")
     known = set(recent.order_by().values_list("store", "host").distinct())
-    tried = BackupRun.objects.filter(started_at__gte=now - SEEN, verb="backup").exclude(host="")
+    tried = BackupRun.objects.filter(started_at__gte=_stored(now - SEEN), verb="backup").exclude(host="")
     known |= set(tried.order_by().values_list("store", "host").distinct())
     assigned: Mapping[str, Sequence[str]] | None = resolved["backup_hosts"]
     pairs = set()
@@ -151,8 +154,8 @@ def _runs(pairs: Sequence[tuple[str, str]], now: datetime) -> list[BackupRun]:
     newest = BackupRun.objects.order_by("-started_at")
     for store, host in pairs:
         backups = newest.filter(store=store, host=host, verb="backup")
-        wanted.append(backups.filter(status=BackupRun.Status.RUNNING, started_at__gte=now - RUNNING))
-        wanted.append(backups.filter(status=BackupRun.Status.FAILED, started_at__gte=now - SEEN))
+        wanted.append(backups.filter(status=BackupRun.Status.RUNNING, started_at__gte=_stored(now - RUNNING)))
+        wanted.append(backups.filter(status=BackupRun.Status.FAILED, started_at__gte=_stored(now - SEEN)))
         wanted.append(backups.order_by("started_at"))
         wanted.append(newest.filter(store=store, host=host, verb="verify", status__in=GOOD))
     for store in dict.fromkeys(store for store, _ in pairs):
@@ -175,7 +178,20 @@ def _first_of_each(rows: QuerySet[Any], wanted: Sequence[QuerySet[Any]]) -> list
     if not wanted:
         return []
     picks = (Q(pk=Subquery(each.values("pk")[:1])) for each in wanted)
-    return list(rows.filter(reduce(or_, picks)))
+    return [_with_zones(row) for row in rows.filter(reduce(or_, picks))]
+
+
+def _with_zones(row: Any) -> Any:
+    """Give a row's times their zone, which they have not where the host switched USE_TZ off, as HQ may."""
+    for column in row._meta.concrete_fields:
+        if isinstance(column, DateTimeField) and (moment := getattr(row, column.attname)) is not None:
+            setattr(row, column.attname, aware(moment))
+    return row
+
+
+def _stored(moment: datetime) -> datetime:
+    """Return a moment as the host's columns are asked for it."""
+    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
 def _standing(

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from hq_backups.cards import LABELS
+from hq_backups.clock import aware
 from hq_backups.engine.config import TYPES
 
 VERBS = ("backup", "restore", "verify", "upload", "prune", "undo", "check")
@@ -50,7 +51,7 @@ class ByDate(Rows):
         first, last = at.first(), at.last()
         if first is None or last is None:
             return []
-        return list(_between(timezone.localtime(first), timezone.localtime(last), kind))
+        return list(_between(timezone.localtime(aware(first)), timezone.localtime(aware(last)), kind))
 
 
 def _between(first: datetime, last: datetime, kind: str) -> Iterable[datetime]:

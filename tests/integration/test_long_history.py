@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import DjangoDbBlocker
 
-from hq_backups import conf, health
+from hq_backups import conf, health, history
 from hq_backups.engine.events import utc_now
 from hq_backups.models import Artifact, BackupRun
 from tests.testbed.postgres import PostgresServer
@@ -135,6 +135,37 @@ def database(request: Any, django_db_setup: None, django_db_blocker: DjangoDbBlo
             connections[ALIAS] = old
             if server is not None:
                 server.drop_database(name)
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_the_page_tells_the_same_times_where_the_host_switched_use_tz_off(
+    database: str, settings: Any, use_tz: bool
+) -> None:
+    settings.HQ_BACKUPS = SETTINGS
+    settings.USE_TZ, settings.TIME_ZONE = use_tz, "America/New_York"
+    at = datetime(2020, 3, 1, 2, 30, tzinfo=UTC)
+    stored = at if use_tz else datetime(2020, 2, 29, 21, 30)
+    BackupRun.objects.create(
+        run=f"r{use_tz}", verb="backup", store="postgres", host="postgres0", started_at=stored, size=1, seconds=2.0,
+        status="ok",
+    )  # fmt: skip
+    artifact = Artifact.objects.create(
+        run=f"r{use_tz}", name="a", store="postgres", type="daily", host="postgres0", taken_at=stored
+    )
+    standing = next(
+        s for s in history.standings(conf.resolve(), at + timedelta(hours=1)) if s.store == "postgres"
+    )
+    assert (standing.last_good["daily"].taken_at, standing.state) == (at, "ok")
+    assert history.points([("postgres", "postgres0")])["postgres", "postgres0"][-1].at == at
+    client = Client()
+    client.force_login(User.objects.get())
+    for query in ("", "?started_at__year=2020", "?started_at__year=2020&started_at__month=2"):
+        text = client.get(reverse("admin:hq_backups_backuprun_changelist") + query).content.decode()
+        assert "2020-03-01 02:30" in text
+    text = client.get(reverse("admin:hq_backups_artifact_change", args=[artifact.pk])).content.decode()
+    assert "2020-03-01 02:30:00 UTC" in text
+    BackupRun.objects.all().delete()
+    Artifact.objects.all().delete()
 
 
 def measure(look: Callable[[], Any]) -> tuple[int, float]:
