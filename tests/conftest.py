@@ -56,6 +56,7 @@ MARKERS = {
     "versitygw": ("s3",),
     "moto_server": ("s3",),
     "toxiproxy": ("toxiproxy",),
+    "browser": ("chromium",),
     "debian_cluster": ("root", "debian", "postgres15"),
     "sudo_rules": ("root",),
     "small_disk": ("root",),

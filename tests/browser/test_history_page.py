@@ -31,11 +31,19 @@ def test_every_page_fits_and_says_nothing_on_the_console(
     assert window.said == []
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), [WINDOWS[0], WINDOWS[3]])
-def test_every_page_is_accessible(visit: Open, pages: list[str], viewport: Any, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("viewport", "scheme", "which"),
+    [
+        pytest.param(DESKTOP, "light", slice(None), id="desktop"),
+        pytest.param(PHONE, "dark", slice(0, 3), id="dark-phone"),
+    ],
+)
+def test_every_page_is_accessible(
+    visit: Open, pages: list[str], viewport: Any, scheme: str, which: slice
+) -> None:
     window = visit(viewport, scheme)
     wrong = []
-    for path in pages:
+    for path in pages[which]:
         found = Axe().run(window.go(path)).response
         assert len(found["passes"]) > 20, path
         for rule in found["violations"]:
@@ -59,7 +67,7 @@ def test_hostile_names_are_text_and_no_page_has_a_script_or_style_of_its_own(
 ) -> None:
     window = visit()
     for path in pages:
-        response = window.page.goto(f"{window.address}{path}", wait_until="networkidle")
+        response = window.page.goto(f"{window.address}{path}", wait_until="load")
         assert response is not None
         policy = response.headers["content-security-policy"]
         assert "default-src 'self'" in policy

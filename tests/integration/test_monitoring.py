@@ -15,7 +15,7 @@ from django.test import Client, RequestFactory
 from health_check.exceptions import ServiceUnavailable
 from prometheus_client import CollectorRegistry, generate_latest
 
-from hq_backups import views
+from hq_backups import metrics, views
 from hq_backups.engine.events import utc_now
 from hq_backups.healthcheck import Backups
 from hq_backups.metrics import BackupCollector
@@ -220,6 +220,14 @@ class TestADeadDatabase:
     def test_fails_the_check(self, django_db_blocker: Any) -> None:
         with django_db_blocker.unblock(), pytest.raises(ServiceUnavailable, match="cannot be read"):
             Backups().run()
+
+
+def test_a_scrape_survives_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("something that nobody thought of")
+
+    monkeypatch.setattr(metrics, "report", broken)
+    assert scrape() == {"hq_backups_up": 0}
 
 
 @pytest.mark.django_db(transaction=True)
