@@ -16,7 +16,7 @@ from hq_backups import cards, charts, conf, details, history, report, verifying
 from hq_backups.clock import aware
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.space import human_bytes
-from hq_backups.listfilters import ByDate, Host, List, Store, Type, Verb
+from hq_backups.listfilters import ByDate, Host, List, State, Store, Type, Verb
 from hq_backups.models import Artifact, BackupRun
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ArtifactAdmin(ReadOnly):
     list_display = (
         "name", "state", "store", "type", "host", "env", "taken", "shown_size", "places", "verified",
     )  # fmt: skip
-    list_filter = (Store, Type, Host, "managed", ("gone_at", admin.EmptyFieldListFilter))
+    list_filter = (Store, Type, State, Host, "managed")
     search_fields = ("name", "run", "host")
     date_hierarchy = "taken_at"
     change_list_template = "admin/hq_backups/artifact/change_list.html"

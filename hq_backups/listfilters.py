@@ -104,6 +104,17 @@ class Verb(Known):
     values = tuple((verb, verb) for verb in VERBS)
 
 
+class State(Known):
+    """By whether it is still there."""
+
+    title, parameter_name = "state", "state"
+    values = (("there", "there"), ("gone", "gone"))
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Narrow the rows."""
+        return queryset.filter(gone_at__isnull=self.value() == "there") if self.value() else queryset
+
+
 class Host(Known):
     """By host: those of the newest rows, and the one that was asked for."""
 

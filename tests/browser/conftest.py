@@ -142,7 +142,7 @@ def pages(browser: Browser, address: str, logged_in: Any) -> list[str]:
         "gone_at__isempty=1",
         "gone_at__isempty=0",
     ):
-        page.goto(f"{address}{RUNS if 'status' in query else ARTIFACTS}?{query}")
+        page.goto(f"{address}{RUNS if query.startswith('status') else ARTIFACTS}?{query}")
         link = page.locator("#result_list tbody th a").first.get_attribute("href")
         assert link is not None
         found.append(link.partition("?")[0])

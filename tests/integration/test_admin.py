@@ -179,8 +179,10 @@ def test_a_runs_page_tells_steps_warnings_error_and_the_command_that_restores_it
 def test_what_is_gone_is_marked_in_the_list(client: Client) -> None:
     Artifact.objects.create(name="old.tar.gz", store="postgres", taken_at=AT, gone_at=AT)
     login(client, is_superuser=True)
-    text = client.get(reverse("admin:hq_backups_artifact_changelist")).content.decode()
-    assert re.search(r'hqb-quiet">.*gone</span>', text)
+    address = reverse("admin:hq_backups_artifact_changelist")
+    assert re.search(r'hqb-quiet">.*gone</span>', client.get(address).content.decode())
+    for state, found in (("gone", 1), ("there", 0)):
+        assert client.get(f"{address}?state={state}").context["cl"].result_count == found
 
 
 @pytest.mark.parametrize(
