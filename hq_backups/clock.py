@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -29,3 +30,12 @@ def host_time_zone() -> str | None:
 def automatic_type(config: Config) -> str:
     """Return what cron means today, by the calendar that file names go by: weekly on Sundays, else daily."""
     return "weekly" if local_time(utc_now(), config.timezone).isoweekday() == 7 else "daily"
+
+
+def aware(moment: datetime) -> datetime:
+    """Return a row's time with its zone, which is left out where the host switched USE_TZ off."""
+    from django.utils import timezone
+
+    return (
+        moment if timezone.is_aware(moment) else timezone.make_aware(moment, timezone.get_default_timezone())
+    )
