@@ -174,19 +174,31 @@ def tell(
             held.state = claimed(held.state, telling, now)
         after = held.state
     notes = held.notes
+    sent_to: tuple[str, ...] = ()
+    failed = ""
+    if telling:
+        sent_to, failed = _mail(resolved, telling, after, now, notes)
+    # After the mail: a receiver may hang.
     _signal(before, after)
-    if not telling:
-        return Told(notes=tuple(notes))
+    return Told(sent_to, failed, tuple(dict.fromkeys(notes)))
+
+
+def _mail(
+    resolved: Resolved, telling: Telling, after: State, now: datetime, notes: list[str]
+) -> tuple[tuple[str, ...], str]:
+    """Send it and remember what came of it; return to whom it went, or why it did not."""
+    sent_to: tuple[str, ...] = ()
     failed = ""
     try:
         sent_to = mailing.send_alarms(resolved, telling, after, now)
     except mailing.NotSent as error:
-        failed, sent_to = error.message, ()
-    with alarm_state.opened(where, now) as held:
+        failed = error.message
+    with alarm_state.opened(directory(resolved), now) as held:
         # A state that was lost meanwhile, or never kept, is the one that was just used.
         state = held.state if held.state.alarms else after
         held.state = untold(state, telling, now, failed) if failed else told(state, telling, now)
-    return Told(sent_to, failed, tuple(dict.fromkeys([*notes, *held.notes])))
+    notes += held.notes
+    return sent_to, failed
 
 
 def _without_over(state: State) -> State:

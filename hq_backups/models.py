@@ -89,6 +89,17 @@ class DueRun(models.Model):
         return f"{self.store} {self.type} on {self.host}, due {self.due_at:%Y-%m-%dT%H:%M:%SZ}"
 
 
+class Dispatcher(models.Model):
+    """Where the schedule was looked at last: one that comes no more is seen by whoever shares the database."""
+
+    host = models.CharField(max_length=255, unique=True)
+    seen_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        """Return the host."""
+        return self.host
+
+
 class Artifact(models.Model):
     """One restorable thing, as the catalog listed it last."""
 

@@ -69,7 +69,6 @@ class Watcher:
     def _tell(self, code: Exit) -> list[str]:
         now = utc_now().replace(microsecond=0)
         outcomes = self._outcomes(code, now)
-        self._signal(code, now, outcomes)
 
         def remember(state: State) -> State:
             good = dict(state.good)
@@ -89,6 +88,7 @@ class Watcher:
         notes = notes_of(told)
         if self.job.verb == "backup" and outcomes:
             notes += beat(self.resolved)
+        self._signal(code, now, outcomes)
         return notes
 
     def _outcomes(self, code: Exit, now: datetime) -> dict[str, Problem | None]:
@@ -172,7 +172,7 @@ def _safely(say: Sink, run: str | None, work: Callable[[], list[str]]) -> None:
         notes = within(SECONDS, work, what="telling of the run")
     except (Exception, KeyboardInterrupt) as error:
         logger.debug("telling failed", exc_info=True)
-        notes = [f"nobody could be told of this run: {str(error) or type(error).__name__}"]
+        notes = [f"not everybody could be told of this run: {str(error) or type(error).__name__}"]
     for note in notes:
         try:
             say(Event("warning", {"code": "alarm", "message": note}, run))

@@ -20,7 +20,10 @@ from django.test import override_settings
 
 from hq_backups import conf, health, recorded
 from hq_backups.engine.check import STATUS_FILE
+from hq_backups.engine.config import Job
+from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import utc_now
+from hq_backups.management.commands import check_s3_backups
 from hq_backups.models import DueRun
 from hq_backups.supervision import supervise
 from tests.testbed.process import LOOPBACK, free_port
@@ -144,11 +147,12 @@ def dead(part: str, watched: Watched) -> Iterator[None]:
     now = utc_now()
     recorded.tick("pg0", now)
     with contextlib.ExitStack() as stack:
-        if part == "worker":
+        # For a mail server to be missed there must be something to mail.
+        if part in ("worker", "mail server"):
             old = now - timedelta(hours=1)
             DueRun.objects.create(host="pg0", store="postgres", type="daily", due_at=old, queued_at=old)
         elif part == "beat":
-            recorded.tick("pg0", now - timedelta(hours=1))
+            recorded.tick("pg0", now - timedelta(minutes=90))
         elif part == "broker":
             url = f"redis://{LOOPBACK}:{free_port()}/0"
             stack.enter_context(override_settings(CELERY_BROKER_URL=url))
@@ -156,10 +160,8 @@ def dead(part: str, watched: Watched) -> Iterator[None]:
             stack.enter_context(lost_database())
         elif part == "bucket":
             watched.settings["aws_endpoint"] = refused_endpoint()
-        elif part == "mail server":
-            # There is something to mail, and nobody who takes it.
+        if part == "mail server":
             watched.mails.stop()
-            watched.settings["aws_endpoint"] = refused_endpoint()
         yield
 
 
@@ -270,3 +272,35 @@ def test_a_heartbeat_to_a_service_that_says_nothing_is_given_up(
     assert watched.code == 0, watched.out
     assert "WARNING: the heartbeat" in watched.out
     assert "secret-uuid" not in watched.out
+
+
+def test_settings_that_keep_a_check_from_beginning_are_mailed_by_it(watched: Watched) -> None:
+    watched.settings["nadir_hour"] = 24
+    watched.check()
+    assert watched.code == 2, watched.out
+    assert [mail.subject.partition(" must")[0] for mail in watched.mails.mails] == [
+        "[icds] a setting is wrong: nadir_hour in settings.HQ_BACKUPS"
+    ]
+    watched.settings["nadir_hour"] = (utc_now() - timedelta(hours=2)).hour
+    watched.check()
+    assert watched.mails.subjects[1:] == [watched.mails.subjects[0].replace("[icds] ", "[icds] over: ")]
+
+
+def test_a_host_without_a_bucket_still_tells_what_else_is_wrong(watched: Watched) -> None:
+    watched.settings["postgres_s3"] = False
+    recorded.tick("pg0", utc_now() - timedelta(minutes=90))
+    watched.check()
+    assert (watched.code, watched.mails.subjects) == (2, [f"[icds] {DEAD['beat']}"])
+
+
+def test_elasticsearch_is_judged_by_its_own_hour(monkeypatch: pytest.MonkeyPatch, watched: Watched) -> None:
+    asked: dict[str, int] = {}
+
+    def run_check(self: Any, job: Job, findings: Any, user: str | None = None) -> Exit:
+        asked[job.request["store"]] = job.request["nadir_hour"]
+        return Exit.OK
+
+    monkeypatch.setattr(check_s3_backups.Command, "run_check", run_check)
+    watched.settings |= {"nadir_hour": 22, "es_local_repo": True}
+    watched.check()
+    assert asked == {"postgres": 22, "elasticsearch": 2}
