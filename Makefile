@@ -6,10 +6,10 @@ PYTEST_ARGS ?=
 PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo testbed test faults bench lint format docs clean
+.PHONY: help venv demo demo-page testbed test faults bench lint format docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 venv: ## make the virtual environment, .venv
 	@$(RUN)
@@ -17,6 +17,10 @@ venv: ## make the virtual environment, .venv
 demo: ## back up and restore a small made-up CommCare HQ
 	@$(RUN) python -m tests.testbed.provision users postgres18
 	@$(RUN) python demo/run.py
+
+demo-page: ## the same, then serve the history page until Ctrl-C
+	@$(RUN) python -m tests.testbed.provision users postgres18
+	@$(RUN) python demo/run.py --page
 
 testbed: ## fetch the real services that the tests use
 	@$(RUN) python -m tests.testbed.provision

@@ -6,10 +6,15 @@ from setuptools import find_packages, setup
 
 PROGRESS = ["rich>=13"]
 ZSTD = ["zstandard>=0.22"]
+METRICS = ["prometheus-client>=0.20"]
+HEALTH_CHECK = ["django-health-check>=4"]
 DEV = [
     *PROGRESS,
     *ZSTD,
+    *METRICS,
+    *HEALTH_CHECK,
     "aiosmtpd>=1.4.6",
+    "axe-playwright-python>=0.1.7",
     "boto3-stubs[s3]>=1.36",
     "celery[redis]>=5.3",
     "celery-types>=0.23",
@@ -19,12 +24,14 @@ DEV = [
     "import-linter>=2.1",
     "moto[s3,server]>=5.1",
     "mypy>=1.15",
+    "playwright>=1.50",
     "psycopg2-binary>=2.9.9",
     "pytest>=8.3",
     "pytest-cov>=6",
     "pytest-django>=4.11",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    "setuptools>=75",
     "time-machine>=2.16",
     "tox>=4.20",
     "types-PyYAML>=6",
@@ -51,7 +58,13 @@ setup(
         "PyYAML>=6",
         "requests>=2.31",
     ],
-    extras_require={"progress": PROGRESS, "zstd": ZSTD, "dev": DEV},
+    extras_require={
+        "progress": PROGRESS,
+        "zstd": ZSTD,
+        "metrics": METRICS,
+        "health-check": HEALTH_CHECK,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["hq-backups = hq_backups.standalone:main"]},
     classifiers=[
         "Environment :: Web Environment",

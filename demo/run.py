@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hq_backups.engine import accounts
 from tests.testbed.postgres import PostgresServer
-from tests.testbed.process import give, short_directory
+from tests.testbed.process import LOOPBACK, free_port, give, short_directory
 from tests.testbed.s3 import MotoServer
 
 COMMAND = [sys.executable, "-m", "hq_backups.standalone"]
@@ -85,8 +86,27 @@ def digest(blobs: Path) -> str:
     return f"{len(files)} blobs {made.hexdigest()[:32]}"
 
 
-def demo(home: Path, server: PostgresServer, s3: MotoServer) -> None:
-    """Back up, list, verify, lose, restore, count."""
+def show_page(environment: dict[str, str]) -> None:
+    """Serve the history page until Ctrl-C, to a user made for it."""
+    say("some more history")
+    for _ in range(2):
+        hq_backups(environment, "run_backup", "all", "--type", "manual")
+    name, password, where = "demo", secrets.token_urlsafe(9), f"{LOOPBACK}:{free_port()}"
+    words = ["createsuperuser", "--noinput", "--username", name, "--email", "demo@example.org"]
+    subprocess.run([*COMMAND, *words], env=environment | {"DJANGO_SUPERUSER_PASSWORD": password}, check=True)
+    page = subprocess.Popen([*COMMAND, "runserver", where], env=environment, stdout=subprocess.DEVNULL)
+    say(f"the history page: http://{where}/   user {name}, password {password}   (Ctrl-C ends it)")
+    try:
+        page.wait()
+    except KeyboardInterrupt:
+        say("ended")
+    finally:
+        page.terminate()
+        page.wait()
+
+
+def demo(home: Path, server: PostgresServer, s3: MotoServer, *, page: bool) -> None:
+    """Back up, list, verify, lose, restore, count; then show the history's page where it is asked for."""
     backups, state = home / "backups", home / "state"
     place = home / "shared"
     blobs, blob_backups = place / "blobdb", home / "blob-backups"
@@ -143,6 +163,11 @@ def demo(home: Path, server: PostgresServer, s3: MotoServer) -> None:
         raise SystemExit("RESULT failed run=demo exit=1")
     say("the history")
     hq_backups(environment, "list_backups", "--sync")
+    if page:
+        for directory in (backups, blob_backups):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            give(directory, server.os_user)
+        show_page(environment)
 
 
 def main() -> None:
@@ -159,7 +184,7 @@ def main() -> None:
             with server, MotoServer(s3_home) as s3:
                 for bucket in BUCKETS:
                     s3.make_bucket(bucket, versioned=True)
-                demo(home, server, s3)
+                demo(home, server, s3, page=sys.argv[1:] == ["--page"])
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"RESULT failed run=demo exit={error.returncode}") from None
     print(f"\nRESULT ok run=demo exit=0 ({time.monotonic() - began:.0f} s)")

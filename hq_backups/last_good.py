@@ -7,6 +7,7 @@ from datetime import datetime
 
 from hq_backups.alarm_state import Good, State
 from hq_backups.bounded import within
+from hq_backups.clock import aware
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.judgement import age_words
 
@@ -36,4 +37,4 @@ def _ask(store: str) -> Good | None:
     backups = BackupRun.objects.filter(verb="backup", store=store)
     made = backups.filter(status__in=("ok", "warning")) | backups.filter(exit_code=Exit.UPLOAD_FAILED)
     row = made.order_by("-started_at").values("started_at", "artifact", "size").first()
-    return Good(row["started_at"], row["artifact"], row["size"]) if row else None
+    return Good(aware(row["started_at"]), row["artifact"], row["size"]) if row else None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.db import connections, router
 from django.db.models import Max, Min
+from django.utils import timezone
 
 from hq_backups.alarm_state import State
 from hq_backups.bounded import within
+from hq_backups.clock import aware
 from hq_backups.commandline import typed
 from hq_backups.engine.errors import Exit, HQBackupsError
 from hq_backups.engine.judgement import MOST_GRACE, age_words
@@ -71,7 +74,9 @@ def failed_runs(resolved: Resolved, state: State, host: str, now: datetime) -> F
     """Return the verbs whose last run failed; this host's own file knows more of its runs than the records."""
     from hq_backups.models import BackupRun
 
-    ended = BackupRun.objects.filter(verb__in=VERBS, started_at__gte=now - RECENT).exclude(status="running")
+    ended = BackupRun.objects.filter(verb__in=VERBS, started_at__gte=stored(now - RECENT)).exclude(
+        status="running"
+    )
     newest = ended.order_by().values("host", "store", "verb").annotate(newest=Max("pk"))
     rows = BackupRun.objects.filter(pk__in=[each["newest"] for each in newest])
     ours = {key: outcome.problem for key, outcome in state.runs.items()}
@@ -82,7 +87,7 @@ def failed_runs(resolved: Resolved, state: State, host: str, now: datetime) -> F
         if row.host == host:
             known = state.runs.get(f"{row.store}/{row.verb}")
             # To the second: the file keeps no parts of one.
-            if known is None or (row.finished_at or row.started_at) > known.at + timedelta(seconds=1):
+            if known is None or read(row.finished_at or row.started_at) > known.at + timedelta(seconds=1):
                 ours[f"{row.store}/{row.verb}"] = problem
         elif problem is not None:
             (died if row.error == KILLED else theirs).append(problem)
@@ -98,16 +103,13 @@ def _of_row(resolved: Resolved, row: Any) -> Problem | None:
     if row.error == KILLED:
         title = f"the {kind}{row.verb} was killed"
     cause = ". ".join(part.strip(". ") for part in (row.error, row.hint) if part)
-    if not cause:
-        cause = (
-            f"run {row.run} began at {row.started_at:%Y-%m-%d %H:%M} UTC and its process ended without a word"
-        )
+    began = f"Run {row.run} began at {read(row.started_at):%Y-%m-%d %H:%M} UTC"
     return Problem(
         run_key(row.store, verb, row.host),
         ALERT if verb == "upload" else ERROR,
         row.store,
         title,
-        f"{cause}. Run {row.run} began at {row.started_at:%Y-%m-%d %H:%M} UTC",
+        ". ".join(part for part in (cause, began) if part),
         next_command(resolved, row.store, verb, row.type, row.host),
         row.host,
     )
@@ -117,20 +119,22 @@ def missed(resolved: Resolved, state: State, host: str, now: datetime) -> tuple[
     """Return what was due long enough ago and was not made, on every host that should have."""
     from hq_backups.models import BackupRun
 
-    backups = BackupRun.objects.filter(verb="backup", type__in=TYPES, started_at__lte=now).order_by()
+    backups = BackupRun.objects.filter(verb="backup", type__in=TYPES, started_at__lte=stored(now)).order_by()
     made = (
         backups.filter(status__in=("ok", "warning")) | backups.filter(exit_code=Exit.UPLOAD_FAILED)
     ).values("host", "store", "type")
     last: dict[tuple[str, str], dict[str, datetime]] = {}
     for row in made.annotate(at=Max("started_at")):
-        last.setdefault((row["host"], row["store"]), {})[row["type"]] = row["at"]
+        last.setdefault((row["host"], row["store"]), {})[row["type"]] = read(row["at"])
     began = {
-        (r["host"], r["store"]): r["at"]
+        (r["host"], r["store"]): read(r["at"])
         for r in backups.values("host", "store").annotate(at=Min("started_at"))
     }
     working = {
         (r["host"], r["store"])
-        for r in backups.filter(status="running", started_at__gt=now - MOST_GRACE).values("host", "store")
+        for r in backups.filter(status="running", started_at__gt=stored(now - MOST_GRACE)).values(
+            "host", "store"
+        )
     }
     for store, types in _remembered(state).items():
         mine = last.setdefault((host, store), {})
@@ -221,7 +225,7 @@ def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
     from hq_backups.models import DueRun
 
     busy = DueRun.objects.filter(state=DueRun.State.RUNNING).values("host")
-    waiting = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=now - NOT_PICKED_UP)
+    waiting = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=stored(now - NOT_PICKED_UP))
     oldest = waiting.exclude(host__in=busy).order_by().values("host").annotate(at=Min("queued_at"))
     return tuple(
         Problem(
@@ -229,8 +233,8 @@ def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
             ERROR,
             None,
             f"no worker on hq_backups.{row['host']}",
-            f"A backup was sent there {age_words(now - row['at'])} ago and nobody has taken it. Look at the worker: "
-            f"systemctl status 'hq_backups*' on {row['host']}.",
+            f"A backup was sent there {age_words(now - read(row['at']))} ago and nobody has taken it. Look at the "
+            f"worker: systemctl status 'hq_backups*' on {row['host']}.",
             typed(resolved, "run_backup", "all", "--type", "auto", host=row["host"]),
             row["host"],
         )
@@ -242,7 +246,7 @@ def tick(host: str, now: datetime) -> None:
     """Note that the dispatcher has looked, for whoever shares its database."""
     from hq_backups.models import Dispatcher
 
-    Dispatcher.objects.update_or_create(host=host[:255], defaults={"seen_at": now})
+    Dispatcher.objects.update_or_create(host=host[:255], defaults={"seen_at": stored(now)})
 
 
 def last_tick() -> datetime | None:
@@ -250,7 +254,17 @@ def last_tick() -> datetime | None:
     from hq_backups.models import Dispatcher
 
     at: datetime | None = Dispatcher.objects.aggregate(at=Max("seen_at"))["at"]
-    return at
+    return None if at is None else read(at)
+
+
+def read(moment: datetime) -> datetime:
+    """Return a record's time in UTC."""
+    return aware(moment).astimezone(UTC)
+
+
+def stored(moment: datetime) -> datetime:
+    """Return a time as the records have it: without its zone where the host switched USE_TZ off."""
+    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
 def silent_dispatcher(resolved: Resolved, host: str, now: datetime, silent: timedelta) -> tuple[Problem, ...]:

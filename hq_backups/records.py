@@ -84,16 +84,17 @@ class Recorder:
             (manifest.get("run"), manifest.get("name")), {**entry, "locations": []}
         )
         entry["locations"] += [place for place in places if place not in entry["locations"]]
-        self.fields |= {
-            "artifact": sane(str(manifest.get("name") or "")),
-            "size": integer(manifest.get("size")),
-        }
+        self.fields["artifact"] = sane(str(manifest.get("name") or ""))
+        # The object's event tells its name and run alone.
+        self.fields["size"] = integer(manifest.get("size")) or self.fields.get("size")
 
     def on_verified(self, event: Event, data: Mapping[str, Any]) -> None:
         """Mark the artifact that proved to be whole."""
         which = {"store": data.get("store"), "run": data.get("verified_run") or "", "name": data.get("name")}
         self.fields["artifact"] = sane(str(data.get("name") or ""))
         self.verified = {key: sane(str(value)) for key, value in which.items()}, event.at
+        # A deep verify restores into a scratch place: how long that takes is worth knowing.
+        self.fields["facts"] = {**self.fields.get("facts", {}), "deep": bool(data.get("deep"))}
 
     def on_result(self, event: Event, data: Mapping[str, Any]) -> None:
         """Write how it went, whatever became of the first row: a restore may have rolled it away."""

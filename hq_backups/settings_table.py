@@ -146,6 +146,13 @@ GENERAL = (
         help="Where alarm state, status and the history of a host without HQ lie.",
     ),
     Setting(
+        name="backup_health_token",
+        kind="text",
+        help="What monitoring sends (``Authorization: Bearer …``) to read the health JSON and the metrics without "
+        "logging in; unset means that only staff may.",
+        secret=True,
+    ),
+    Setting(
         name="cchq_user", kind="name", default="cchq", help="The user that HQ runs as, who owns its blobs."
     ),
     Setting(

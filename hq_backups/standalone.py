@@ -25,6 +25,13 @@ from hq_backups.settings_table import SETTINGS
 PROGRAM = "hq-backups"
 ENV_FILE = "HQ_BACKUPS_ENV_FILE"
 STATE_DIR = "HQ_BACKUPS_BACKUP_STATE_DIR"
+SETTINGS_MODULE = "hq_backups.standalone_settings"
+PAGE_SETTINGS_MODULE = "hq_backups.standalone_page_settings"
+PAGE_COMMANDS = {
+    "createsuperuser": "Make a user who may log in to the history page",
+    "runserver": "Show the history page: on 127.0.0.1:8000, or on the address that is given",
+}
+"""Django's own commands that the history page needs; no other command loads the admin for it."""
 IN_MEMORY = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 EXAMPLES = """\
 examples:
@@ -45,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"{PROGRAM} {__version__}\n")
         return Exit.OK
-    verbs = commands()
+    verbs = [*commands(), *PAGE_COMMANDS]
     if words[0] not in verbs:
         near = difflib.get_close_matches(words[0], verbs, 1)
         guess = f"Did you mean {PROGRAM} {near[0]}?" if near else f"See them: {PROGRAM} --help"
         return refuse(ConfigurationError(f"there is no command {words[0]!r}", hint=guess))
-    os.environ["DJANGO_SETTINGS_MODULE"] = "hq_backups.standalone_settings"
+    page = words[0] in PAGE_COMMANDS
+    os.environ["DJANGO_SETTINGS_MODULE"] = PAGE_SETTINGS_MODULE if page else SETTINGS_MODULE
     try:
         import django
 
@@ -59,10 +67,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error)
     except Exception as error:
         return refuse(ConfigurationError(f"the settings cannot be read: {type(error).__name__}: {error}"))
-    if not {"-h", "--help", "--version"} & set(words):
-        prepare_history()
+    helps = bool({"-h", "--help", "--version"} & set(words))
+    if page and not helps and is_in_memory():
+        return refuse(
+            ConfigurationError(
+                "the state directory cannot be written, so there is no history to show",
+                hint="Set HQ_BACKUPS_BACKUP_STATE_DIR, or run it as the user who makes the backups",
+            )
+        )
+    if not helps:
+        prepare_history(page=page)
+    if page:
+        return page_command(words)
     command = importlib.import_module(f"hq_backups.management.commands.{words[0]}").Command()
     command.run_from_argv([PROGRAM, *words])
+    return Exit.OK
+
+
+def page_command(words: Sequence[str]) -> int:
+    """Run one of Django's commands for the history page."""
+    from django.core.management import ManagementUtility
+
+    # What the page starts is an ordinary command.
+    os.environ["DJANGO_SETTINGS_MODULE"] = SETTINGS_MODULE
+    os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"
+    # The page serves its own files, and is there whatever is wrong with the settings: it says so itself.
+    more = ["--insecure", "--noreload"] if words[0] == "runserver" else []
+    ManagementUtility([PROGRAM, *words, "--skip-checks", *more]).execute()
     return Exit.OK
 
 
@@ -89,11 +120,11 @@ def usage() -> str:
         "Back up, check and restore the data stores of CommCare HQ.",
         "",
     ]
-    verbs = commands()
-    for verb in verbs:
-        module = importlib.import_module(f"hq_backups.management.commands.{verb}")
-        short = re.split("[:;.]", module.Command.help)[0]
-        lines.append(f"  {verb:<{max(map(len, verbs))}}  {short}.")
+    modules = {verb: importlib.import_module(f"hq_backups.management.commands.{verb}") for verb in commands()}
+    helps = {verb: module.Command.help for verb, module in modules.items()} | PAGE_COMMANDS
+    for verb, text in helps.items():
+        short = re.split("[:;.]", text)[0]
+        lines.append(f"  {verb:<{max(map(len, helps))}}  {short}.")
     return "\n".join([*lines, "", f"Each has its own: {PROGRAM} COMMAND --help", "", EXAMPLES, ""])
 
 
@@ -194,16 +225,26 @@ def database(env: environ.Env, directory: Path | None) -> dict[str, Any]:
     }
 
 
-def prepare_history() -> None:
-    """Make the history's tables what this version needs; what goes wrong stops no command."""
+def is_in_memory() -> bool:
+    """Tell whether the history ends with this process, for want of a place."""
+    from django.conf import settings
+
+    return settings.DATABASES["default"]["NAME"] == ":memory:" and not os.environ.get("DATABASE_URL")
+
+
+def prepare_history(*, page: bool = False) -> None:
+    """Make the history's tables what this version needs; what goes wrong stops no command.
+
+    The page's users and permissions are made anew each time: a command may have made the history's own tables first.
+    """
     from django.conf import settings
     from django.db import connection
 
-    if settings.DATABASES["default"]["NAME"] == ":memory:" and not os.environ.get("DATABASE_URL"):
+    if is_in_memory():
         warn("the state directory cannot be written, so no history is kept: set HQ_BACKUPS_BACKUP_STATE_DIR")
     try:
         with _migration_lock(settings.DATABASES["default"]):
-            _migrate()
+            _migrate(always=page)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         warn(f"the history cannot be made ready ({first}); the catalog has everything")
@@ -212,13 +253,13 @@ def prepare_history() -> None:
             connection.close()
 
 
-def _migrate() -> None:
+def _migrate(*, always: bool) -> None:
     from django.core.management import call_command
     from django.db import connection
     from django.db.migrations.executor import MigrationExecutor
 
     executor = MigrationExecutor(connection)
-    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+    if always or executor.migration_plan(executor.loader.graph.leaf_nodes()):
         call_command("migrate", verbosity=0, interactive=False)
 
 

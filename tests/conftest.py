@@ -58,6 +58,7 @@ MARKERS = {
     "moto_server": ("s3",),
     "toxiproxy": ("toxiproxy",),
     "redis": ("redis",),
+    "browser": ("chromium",),
     "debian_cluster": ("root", "debian", "postgres15"),
     "sudo_rules": ("root",),
     "small_disk": ("root",),

@@ -291,3 +291,22 @@ def test_the_last_good_backup_is_looked_up_in_the_records_where_the_file_knows_n
     known = State(good={"postgres/daily": Good(NOW - HOUR, "y.tar.gz")})
     assert good_words(known, "postgres", NOW) == "y.tar.gz, 1 hour old"
     assert good_words(State(), "couch", NOW) == ""
+
+
+def test_a_host_that_switched_time_zones_off_is_read_right(configured: Any, mail_server: MailServer) -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE="Africa/Nairobi"):
+        local = (NOW + 3 * HOUR).replace(tzinfo=None)
+        for number in range(1, 9):
+            at = local.replace(hour=3) - number * DAY
+            ran(at, type_="weekly" if at.isoweekday() == 7 else "daily")
+        DueRun.objects.create(
+            host="pg0", store="postgres", type="daily", due_at=local, queued_at=local - HOUR
+        )
+        looked = survey(conf.resolve(), NOW)
+        assert looked.unanswered == {}
+        assert keys(looked.problems) == ["worker/pg0", "missed/postgres@pg0/daily"]
+        assert looked.problems[1].title == "no daily backup for 36 hours"
+        supervise(conf.resolve(), NOW)
+        assert recorded.last_tick() == NOW
+        assert survey(conf.resolve(), NOW + HOUR).problems[0].key == "beat"
+    assert len(mail_server.mails) == 1

@@ -41,6 +41,7 @@ DEBIAN_PACKAGES = (
     DebianPackage("openssh-server", "/usr/sbin/sshd"),
     DebianPackage("rsync", "/usr/bin/rsync"),
     DebianPackage("redis-server", "/usr/bin/redis-server"),
+    DebianPackage("chromium", "/usr/bin/chromium"),
 )
 USERS = (
     User("postgres", "/var/lib/postgresql", "/bin/bash"),

@@ -68,7 +68,8 @@ class TestARun:
             "plain",
         )
         tell(recorder, "artifact", manifest=MANIFEST, location={"kind": "local", "path": "/b/x"})
-        tell(recorder, "artifact", manifest=MANIFEST, location={"kind": "s3", "bucket": "b", "key": "k"})
+        brief = {"name": MANIFEST["name"], "run": RUN}
+        tell(recorder, "artifact", manifest=brief, location={"kind": "s3", "bucket": "b", "key": "k"})
         tell(recorder, "result", LATER, ok=True, exit=0, seconds=600.0)
         row.refresh_from_db()
         assert (row.status, row.exit_code, row.finished_at, row.seconds) == ("ok", 0, LATER, 600.0)
@@ -146,6 +147,7 @@ class TestARun:
         )
         tell(recorder, "result", LATER, ok=True, exit=0)
         assert Artifact.objects.get().verified_at == LATER
+        assert BackupRun.objects.get(verb="verify").facts == {"deep": True}
 
     def test_without_an_id_is_not_recorded(self, said: list[Event]) -> None:
         the_job = job()

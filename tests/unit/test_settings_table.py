@@ -101,6 +101,7 @@ ROLES = [
     "backup_es",
 ]
 OURS = [
+    "backup_health_token",
     "backup_host_name",
     "backup_hosts",
     "backup_run_in",
@@ -158,7 +159,8 @@ def test_every_setting_is_complete(one: setting.Setting) -> None:
     assert one.kind in KINDS
     assert one.store in (None, *STORES)
     assert one.help or one.reason
-    assert one.secret == any(word in one.name.lower() for word in ("password", "_key", "heartbeat_url"))
+    secret_words = ("password", "_key", "_token", "heartbeat_url")
+    assert one.secret == any(word in one.name.lower() for word in secret_words)
     assert one.status in (setting.LIVE, setting.NOT_BUILT) or one.reason
 
 

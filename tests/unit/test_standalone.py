@@ -61,7 +61,7 @@ def run(variables: dict[str, str], tmp_path: Path) -> Run:
 def test_help_lists_every_command_in_one_line(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    for verb in standalone.commands():
+    for verb in (*standalone.commands(), "createsuperuser", "runserver"):
         (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {verb} ")]
         assert line.endswith(".")
     assert "examples:" in done.stdout
@@ -142,6 +142,47 @@ def test_two_that_start_at_once_share_key_and_history(run: Run, tmp_path: Path) 
     assert [done.returncode for done in ended] == [4, 4, 4]
     assert not any("WARNING" in done.stderr for done in ended)
     assert len(list((tmp_path / "state").iterdir())) == 2
+
+
+def test_only_the_pages_commands_load_the_admin(variables: dict[str, str]) -> None:
+    code = (
+        "import sys; from hq_backups import standalone\n"
+        "try: standalone.main({words!r})\n"
+        "except SystemExit: pass\n"
+        "print('django.contrib.admin' in sys.modules, 'hq_backups.admin' in sys.modules)"
+    )
+
+    def loaded(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=list(words))],
+            env=variables,
+            cwd=variables["HOME"],
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+        return done.stdout.splitlines()[-1]
+
+    assert loaded("list_backups", "--help") == "False False"
+    assert loaded("createsuperuser", "--help") == "True True"
+
+
+def test_a_user_is_made_and_ordinary_commands_still_know_the_history(run: Run, tmp_path: Path) -> None:
+    words = ("createsuperuser", "--noinput", "--username", "someone", "--email", "a@example.org")
+    made = run(*words, DJANGO_SUPERUSER_PASSWORD="made-up-for-tests")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert stat.S_IMODE((tmp_path / "state" / "history.sqlite3").stat().st_mode) == 0o600
+    assert run("restore_backup", "postgres", "latest").returncode == 4
+    assert "already taken" in run(*words, DJANGO_SUPERUSER_PASSWORD="made-up-for-tests").stderr
+
+
+def test_a_page_of_a_history_that_ends_with_its_process_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for words in (("runserver",), ("createsuperuser", "--noinput")):
+        done = run(*words, HQ_BACKUPS_BACKUP_STATE_DIR=str(tmp_path / "file" / "state"))
+        assert done.returncode == 2
+        assert "no history to show" in done.stderr
+        assert "HQ_BACKUPS_BACKUP_STATE_DIR" in done.stderr
 
 
 def test_a_state_directory_that_cannot_be_is_a_warning(run: Run, tmp_path: Path) -> None:
