@@ -158,6 +158,15 @@ class TestWhatIsAccepted:
         shallow = host.run("verify_backup", entry["name"])
         assert (shallow.code, "does not hold the indices that it should: gone" in shallow.text) == (3, True)
 
+    def test_another_snapshot_of_its_name_is_not_the_one_that_was_recorded(self, host: Host) -> None:
+        host.good("run_backup", "elasticsearch")
+        (name,) = (e["name"] for e in host.entries())
+        host.node.request("DELETE", f"/_snapshot/{REPOSITORY}/{name}")
+        host.node.request("PUT", f"/_snapshot/{REPOSITORY}/{name}?wait_for_completion=true", {})
+        listed = host.good("list_backups", "elasticsearch").out
+        assert "BAD: it is missing in the repository, where another snapshot has its name" in listed
+        assert "unmanaged" in listed
+
 
 class TestWhatIsSent:
     @either

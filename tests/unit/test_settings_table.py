@@ -132,6 +132,8 @@ OURS = [
     "elasticsearch_ca_file",
     "es_repository_location",
     "es_repository_readonly",
+    "es_wait_minutes",
+    "es_stall_minutes",
     "timezone",
 ]
 
