@@ -131,6 +131,11 @@ def _each(state: State, keys: set[str], change: Callable[[Alarm], Alarm]) -> Sta
     return replace(state, alarms=alarms)
 
 
+def concerns(resolved: Resolved, problem: Problem) -> bool:
+    """Return whether a problem is anybody's: that of a store that was switched off is over."""
+    return problem.store is None or problem.store in resolved.switched_on
+
+
 def directory(resolved: Resolved) -> Path:
     """Return where alarms are remembered; a setting that is of no use leaves nothing remembered, but mails go."""
     return Path(resolved["backup_state_dir"] or os.devnull)
@@ -165,7 +170,8 @@ def tell(
     where = directory(resolved)
     with alarm_state.opened(where, now) as held:
         before = held.state
-        held.state = observe(remember(before), reports, now)
+        off = [Report(key) for key, alarm in before.alarms.items() if not concerns(resolved, alarm.problem)]
+        held.state = observe(remember(before), [*reports, *off], now)
         if not mailing.recipients(resolved):
             # What lasts waits for somebody to be named; what is over concerns nobody then.
             mail, held.state = False, _without_over(held.state)

@@ -106,8 +106,14 @@ def survey(resolved: Resolved, now: datetime | None = None, *, dispatching: bool
     if "database" in unanswered:
         # The file still knows what this host made: it can begin an alarm, but not end one.
         looks.append(_without_database(resolved, state, host, now))
-    problems = tuple(ordered(problem for look in looks for problem in look.problems))
-    return Health(now, host, problems, unanswered, tuple(r for look in looks for r in look.reports))
+    found = (problem for look in looks for problem in look.problems)
+    problems = tuple(ordered(problem for problem in found if alerts.concerns(resolved, problem)))
+    reports = tuple(
+        replace(report, problems=tuple(p for p in report.problems if alerts.concerns(resolved, p)))
+        for look in looks
+        for report in look.reports
+    )
+    return Health(now, host, problems, unanswered, reports)
 
 
 _SILENT_TITLES = {

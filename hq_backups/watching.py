@@ -187,9 +187,13 @@ def notes_of(told: Told) -> list[str]:
 
 
 def beat(resolved: Resolved) -> list[str]:
-    """Send the heartbeat: well only while no alarm is on; return what is to be said of it."""
-    alarms = alarm_state.load(alerts.directory(resolved)).alarms.values()
-    note = heartbeat.beat(resolved, ok=all(alarm.over_at is not None for alarm in alarms))
+    """Send the heartbeat: well only while nothing that this host knows of is wrong; return what is to be said of it."""
+    state = alarm_state.load(alerts.directory(resolved))
+    found = [alarm.problem for alarm in state.alarms.values() if alarm.over_at is None]
+    found += [
+        p for checked in state.checks.values() for p in checked.problems if p.severity in (ERROR, ALERT)
+    ]
+    note = heartbeat.beat(resolved, ok=not any(alerts.concerns(resolved, problem) for problem in found))
     return [note] if note else []
 
 

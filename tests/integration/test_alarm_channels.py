@@ -18,7 +18,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from hq_backups import conf, health, recorded
+from hq_backups import alerts, conf, health, recorded
 from hq_backups.engine.check import STATUS_FILE
 from hq_backups.engine.config import Job
 from hq_backups.engine.errors import Exit
@@ -86,11 +86,11 @@ class Watched:
     code: int = -1
     out: str = ""
 
-    def check(self) -> None:
+    def check(self, *words: str) -> None:
         """Run check_s3_backups as cron does."""
         out, err = io.StringIO(), io.StringIO()
         with pytest.raises(SystemExit) as ended:
-            call_command("check_s3_backups", stdout=out, stderr=err)
+            call_command("check_s3_backups", *words, stdout=out, stderr=err)
         self.code, self.out = int(str(ended.value.code)), out.getvalue() + err.getvalue()
 
     def told(self) -> dict[str, bool]:
@@ -304,3 +304,27 @@ def test_elasticsearch_is_judged_by_its_own_hour(monkeypatch: pytest.MonkeyPatch
     watched.settings |= {"nadir_hour": 22, "es_local_repo": True}
     watched.check()
     assert asked == {"postgres": 22, "elasticsearch": 2}
+
+
+def test_a_check_without_mail_begins_no_alarm_but_its_findings_are_seen(watched: Watched) -> None:
+    with dead("bucket", watched):
+        watched.check("--no-email")
+        assert watched.told() == {
+            "mail": False, "status file": True, "exit code": True, "health": True, "heartbeat": True,
+        }  # fmt: skip
+        # Nor does whatever is told next on this host repeat it.
+        alerts.tell(conf.resolve(), [])
+        assert watched.mails.mails == []
+        watched.check()
+        assert watched.mails.subjects == [f"[icds] postgres: {DEAD['bucket']}"]
+
+
+def test_a_store_that_is_switched_off_has_no_problems_any_more(watched: Watched) -> None:
+    with dead("bucket", watched):
+        watched.check()
+        assert len(watched.mails.mails) == 1
+        watched.settings["backup_postgres"] = False
+        watched.check()
+    assert watched.mails.subjects[1:] == [f"[icds] over: postgres: {DEAD['bucket']}"]
+    assert health.survey(conf.resolve()).problems == ()
+    assert watched.pulse.paths[-1] == "/secret-uuid"

@@ -39,6 +39,7 @@ class Host:
             "backup_host_name": "pg0",
             "backup_state_dir": str(directory),
             "check_s3_backups_email": TO,
+            "backup_couch": True,
             "AMAZON_S3_ACCESS_KEY": "key-of-the-bucket",
             "AMAZON_S3_SECRET_KEY": SECRET,
             **settings,

@@ -47,7 +47,7 @@ class Command(EngineCommand):
         parser.add_argument(
             "--no-email",
             action="store_true",
-            help="mail nobody now; what is new is mailed at the next occasion",
+            help="mail nobody; the next check without it does",
         )
         parser.add_argument(
             "--send-test-email",
@@ -177,14 +177,17 @@ class Command(EngineCommand):
             checks = {store: Checked(now, problems) for store, problems in self.found.items()}
             return dataclasses.replace(state, checks={**state.checks, **checks})
 
-        # First what was found is remembered, then everything is looked at together and told in one mail.
+        # First what was found is remembered, then everything is looked at together and told in one mail. Without
+        # mail it begins no alarm, which the next run on this host would tell: another host may mail the same.
         with alarm_state.opened(alerts.directory(self.resolved), now) as held:
             held.state = remember(held.state)
-        reports = [
-            r for store, found in self.found.items() for r in checked.reports(self.resolved, store, found)
-        ]
-        reports += health.survey(self.resolved, now).reports
-        told = alerts.tell(self.resolved, reports, remember=remember, mail=mail, now=now)
+        told = alerts.Told(notes=tuple(held.notes))
+        if mail:
+            reports = [
+                r for store, found in self.found.items() for r in checked.reports(self.resolved, store, found)
+            ]
+            reports += health.survey(self.resolved, now).reports
+            told = alerts.tell(self.resolved, reports, remember=remember, now=now)
         for note in watching.beat(self.resolved):
             self.note(note)
         return told
