@@ -4,7 +4,7 @@ from django.apps import AppConfig
 from django.core.checks import register
 
 from hq_backups.checks import check_settings
-from hq_backups.detached import is_standalone
+from hq_backups.commandline import is_standalone
 
 
 class HQBackupsConfig(AppConfig):

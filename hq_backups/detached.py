@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from django.conf import settings
-
+from hq_backups import commandline
 from hq_backups.conf import Resolved
 
-STANDALONE = "hq_backups.standalone_settings"
 LOG = "scheduled.log"
 MOST_LOG = 1024 * 1024
 """Bytes after which the log begins anew; the one before it is kept."""
@@ -27,10 +24,10 @@ def start(resolved: Resolved, words: Sequence[str]) -> None:
     setsid forks: the process is nobody's child here, so that no pool has to wait for it.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-    environment["DJANGO_SETTINGS_MODULE"] = settings_module()
+    environment["DJANGO_SETTINGS_MODULE"] = commandline.settings_module()
     with _log(resolved.state_dir) as log:
         subprocess.run(
-            ["setsid", "--fork", *program(), *words],
+            ["setsid", "--fork", *commandline.program(), *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -38,23 +35,6 @@ def start(resolved: Resolved, words: Sequence[str]) -> None:
             timeout=STARTED_WITHIN,
             check=True,
         )
-
-
-def program() -> list[str]:
-    """Return the words that our commands are called by here: manage.py makes paths that HQ's code needs."""
-    if is_standalone():
-        return [sys.executable, "-m", "hq_backups.standalone"]
-    return [sys.executable, "manage.py"] if Path("manage.py").is_file() else [sys.executable, "-m", "django"]
-
-
-def is_standalone() -> bool:
-    """Tell whether this is a host without HQ."""
-    return settings_module() == STANDALONE
-
-
-def settings_module() -> str:
-    """Return the name of the settings that this process runs with."""
-    return str(getattr(settings, "SETTINGS_MODULE", None) or os.environ.get("DJANGO_SETTINGS_MODULE", ""))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import requests
-
 from hq_backups.bounded import within
 
 if TYPE_CHECKING:
@@ -35,5 +33,8 @@ def beat(resolved: Resolved, *, ok: bool) -> str:
 
 
 def _get(url: str) -> int:
+    # Few hosts have such an address, and every command would wait for this to load.
+    import requests
+
     with requests.get(url, timeout=SECONDS, stream=True, headers={"User-Agent": "hq_backups"}) as answer:
         return answer.status_code

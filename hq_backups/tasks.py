@@ -17,6 +17,9 @@ from hq_backups.clock import host_time_zone
 from hq_backups.conf.engine import is_checked
 from hq_backups.engine.events import utc_now
 from hq_backups.engine.when import local_time
+from hq_backups.verifying import verify
+
+__all__ = ["check_backups", "check_here", "dispatch_due", "reap_runs", "run_command", "run_due", "verify"]
 
 logger = logging.getLogger(__name__)
 

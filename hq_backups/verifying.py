@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 
 from celery import current_app, shared_task
 from django.conf import settings
 
-from hq_backups import details
+from hq_backups import conf, detached, details
 from hq_backups.commandline import typed
 from hq_backups.conf import Resolved
 from hq_backups.engine.errors import HQBackupsError
@@ -37,7 +31,7 @@ def start(artifact: Artifact, resolved: Resolved) -> str:
                 f"its only copy lies on {artifact.host}, and no Celery broker is set",
                 hint=f"Type it there: {command}",
             )
-        start_process(words)
+        detached.start(resolved, words)
         return f"A process on {resolved['backup_host_name']} verifies {artifact.name} ({command})."
     _send(words, queue)
     where = f"the queue {queue}" if queue else "the workers' usual queue"
@@ -50,29 +44,7 @@ def verify(words: list[str]) -> None:
     """Start the process and be gone: it takes longer than a worker's time limit."""
     if words[:1] != ["verify_backup"]:
         raise HQBackupsError(f"{TASK} runs verify_backup and nothing else")
-    start_process(words)
-
-
-def start_process(words: Sequence[str]) -> int:
-    """Start one of our commands in a session of its own, which outlives this process; return its id."""
-    child = subprocess.Popen(
-        [*_program(), *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    # Somebody must take in its exit status, or it stays a zombie for as long as this process lives.
-    threading.Thread(target=child.wait, name=f"hq_backups-{child.pid}", daemon=True).start()
-    return child.pid
-
-
-def _program() -> list[str]:
-    if os.environ.get("DJANGO_SETTINGS_MODULE", "").startswith("hq_backups."):
-        return [sys.executable, "-m", "hq_backups.standalone"]
-    # HQ's manage.py knows where HQ's parts are.
-    manage = Path("manage.py").absolute()
-    return [sys.executable, str(manage)] if manage.is_file() else [sys.executable, "-m", "django"]
+    detached.start(conf.resolve(), words)
 
 
 def _words(artifact: Artifact) -> list[str]:

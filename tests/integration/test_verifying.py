@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery, current_app
 
-from hq_backups import conf, verifying
+from hq_backups import conf, detached, verifying
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.models import Artifact
 from tests.testbed.process import free_port, wait_until
@@ -82,21 +81,17 @@ def test_without_a_broker_a_process_of_its_own_does_it(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.settings")
-    assert "verifies a.tar.gz" in verifying.start(artifact(), resolved())
+    here = resolved(backup_state_dir=str(tmp_path / "state"))
+    assert "verifies a.tar.gz" in verifying.start(artifact(), here)
     seen = tmp_path / "seen"
     wait_until(seen.exists, what="the process")
     words = ["verify_backup", "--store", "postgres", "--host", "pg0", "a.tar.gz"]
     assert seen.read_text() == repr((words, True))
 
 
-def test_its_end_is_taken_in() -> None:
-    pid = verifying.start_process(["--version"])
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="the process to be gone, zombie and all")
-
-
 def test_a_worker_runs_nothing_but_verify_backup(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(verifying, "start_process", started.append)
+    monkeypatch.setattr(detached, "start", lambda resolved, words: started.append(words))
     for words in ([], ["restore_backup", "postgres", "latest"], ["runserver"]):
         with pytest.raises(HQBackupsError, match="nothing else"):
             verifying.verify(words)

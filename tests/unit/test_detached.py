@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hq_backups import conf, detached
+from hq_backups import commandline, conf, detached
 from tests.testbed.process import wait_until
 
 TELL = """
@@ -30,7 +30,7 @@ print(json.dumps(told))
 @pytest.fixture
 def resolved(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> conf.Resolved:
     settings.HQ_BACKUPS = {"backup_state_dir": str(tmp_path / "state")}
-    monkeypatch.setattr(detached, "program", lambda: [sys.executable, "-I", "-c", TELL])
+    monkeypatch.setattr(commandline, "program", lambda: [sys.executable, "-I", "-c", TELL])
     return conf.resolve()
 
 
@@ -71,7 +71,7 @@ def test_it_starts_where_no_log_can_be_written(
 ) -> None:
     (tmp_path / "state").write_text("no directory")
     mark = tmp_path / "mark"
-    monkeypatch.setattr(detached, "program", lambda: ["touch"])
+    monkeypatch.setattr(commandline, "program", lambda: ["touch"])
     detached.start(resolved, [str(mark)])
     wait_until(mark.exists, what="the process to run")
 
@@ -80,8 +80,9 @@ def test_manage_py_is_called_where_there_is_one_and_our_own_program_on_a_bare_ho
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert detached.program() == [sys.executable, "-m", "django"]
+    assert commandline.program() == [sys.executable, "-m", "django"]
     (tmp_path / "manage.py").touch()
-    assert detached.program() == [sys.executable, "manage.py"]
-    monkeypatch.setattr(detached, "settings_module", lambda: detached.STANDALONE)
-    assert detached.program() == [sys.executable, "-m", "hq_backups.standalone"]
+    assert commandline.program() == [sys.executable, "manage.py"]
+    for ours in ("hq_backups.standalone_settings", "hq_backups.standalone_page_settings"):
+        monkeypatch.setattr(commandline, "settings_module", lambda ours=ours: ours)
+        assert commandline.program() == [sys.executable, "-m", "hq_backups.standalone"]
