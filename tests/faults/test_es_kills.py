@@ -417,7 +417,7 @@ def killed_at(work: Job, point: tuple[str, int, str]) -> bool:
     return killed
 
 
-@on_both
+@on_both_in_time
 @points(("", 4, ""), ("PUT", 1, ""), ("", 1, "PUT"), ("", 3, "PUT"), ("/_stats", 1, "PUT"))
 def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is_good(
     host: Host, at_points: list[tuple[str, int, str]]
