@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from django.db.models import F, QuerySet
 
-from hq_backups.clock import aware
+from hq_backups.clock import aware, stored
 from hq_backups.engine.errors import Exit
 from hq_backups.engine.events import utc_now
 from hq_backups.schedule import COUNTS, Slot
@@ -147,5 +147,5 @@ def not_picked_up(now: datetime) -> list[DueRun]:
     from hq_backups.models import DueRun
 
     busy = DueRun.objects.filter(state=DueRun.State.RUNNING).values("host")
-    old = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=now - PICK_UP)
+    old = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=stored(now - PICK_UP))
     return list(old.exclude(host__in=busy))

@@ -39,3 +39,11 @@ def aware(moment: datetime) -> datetime:
     return (
         moment if timezone.is_aware(moment) else timezone.make_aware(moment, timezone.get_default_timezone())
     )
+
+
+def stored(moment: datetime) -> datetime:
+    """Return a time as rows have it: without its zone where the host switched USE_TZ off."""
+    from django.conf import settings
+    from django.utils import timezone
+
+    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())

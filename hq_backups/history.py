@@ -12,11 +12,9 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from django.conf import settings
 from django.db.models import DateTimeField, Q, QuerySet, Subquery
-from django.utils import timezone
 
-from hq_backups.clock import aware
+from hq_backups.clock import aware, stored
 from hq_backups.conf import Resolved
 from hq_backups.engine.config import STORES
 from hq_backups.engine.errors import HQBackupsError
@@ -119,9 +117,9 @@ def points(pairs: Iterable[tuple[str, str]], limit: int = POINTS) -> dict[tuple[
 
 def _pairs(resolved: Resolved, now: datetime) -> list[tuple[str, str]]:
     """Return each store with its hosts: those that the settings name, else those that the records know."""
-    recent = Artifact.objects.filter(taken_at__gte=_stored(now - SEEN), managed=True).exclude(host="")
+    recent = Artifact.objects.filter(taken_at__gte=stored(now - SEEN), managed=True).exclude(host="")
     known = set(recent.order_by().values_list("store", "host").distinct())
-    tried = BackupRun.objects.filter(started_at__gte=_stored(now - SEEN), verb="backup").exclude(host="")
+    tried = BackupRun.objects.filter(started_at__gte=stored(now - SEEN), verb="backup").exclude(host="")
     known |= set(tried.order_by().values_list("store", "host").distinct())
     assigned: Mapping[str, Sequence[str]] | None = resolved["backup_hosts"]
     pairs = set()
@@ -154,8 +152,8 @@ def _runs(pairs: Sequence[tuple[str, str]], now: datetime) -> list[BackupRun]:
     newest = BackupRun.objects.order_by("-started_at")
     for store, host in pairs:
         backups = newest.filter(store=store, host=host, verb="backup")
-        wanted.append(backups.filter(status=BackupRun.Status.RUNNING, started_at__gte=_stored(now - RUNNING)))
-        wanted.append(backups.filter(status=BackupRun.Status.FAILED, started_at__gte=_stored(now - SEEN)))
+        wanted.append(backups.filter(status=BackupRun.Status.RUNNING, started_at__gte=stored(now - RUNNING)))
+        wanted.append(backups.filter(status=BackupRun.Status.FAILED, started_at__gte=stored(now - SEEN)))
         wanted.append(backups.order_by("started_at"))
         wanted.append(newest.filter(store=store, host=host, verb="verify", status__in=GOOD))
     for store in dict.fromkeys(store for store, _ in pairs):
@@ -187,11 +185,6 @@ def _with_zones(row: Any) -> Any:
         if isinstance(column, DateTimeField) and (moment := getattr(row, column.attname)) is not None:
             setattr(row, column.attname, aware(moment))
     return row
-
-
-def _stored(moment: datetime) -> datetime:
-    """Return a moment as the host's columns are asked for it."""
-    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
 def _standing(

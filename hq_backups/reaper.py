@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KILLED = "the run was killed"
+"""The error of a run that was found dead: nobody there could tell anybody."""
 UNSEEN = timedelta(days=2)
 """After so long a run counts as dead whose process cannot be seen from here, being another container's."""
 

@@ -7,31 +7,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.db import connections, router
 from django.db.models import Max, Min
-from django.utils import timezone
 
+from hq_backups import claims
 from hq_backups.alarm_state import State
 from hq_backups.bounded import within
-from hq_backups.clock import aware
+from hq_backups.clock import aware, stored
 from hq_backups.commandline import typed
 from hq_backups.engine.errors import Exit, HQBackupsError
 from hq_backups.engine.judgement import MOST_GRACE, age_words
 from hq_backups.problems import ALERT, ERROR, Problem
+from hq_backups.reaper import KILLED
 from hq_backups.schedule import GRACE, Slot, Timetable, is_covered, timetable
 from hq_backups.watching import TITLES, VERBS, next_command, run_key
 
 if TYPE_CHECKING:
     from hq_backups.conf import Resolved
 
-NOT_PICKED_UP = timedelta(minutes=30)
-"""After that nobody will pick up what was sent to a host's queue."""
 RECENT = timedelta(days=30)
 """A host that has made nothing of a store for so long does not make it any more."""
 TYPES = ("daily", "weekly", "hourly")
-KILLED = "the run was killed"
-"""The error of a run that others found dead: nobody there could tell anybody."""
 
 
 @dataclass(frozen=True)
@@ -221,24 +217,23 @@ def _counts(type_: str) -> tuple[str, ...]:
 
 
 def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
-    """Return the hosts whose queue nobody serves; one that is busy with another backup is not among them."""
-    from hq_backups.models import DueRun
-
-    busy = DueRun.objects.filter(state=DueRun.State.RUNNING).values("host")
-    waiting = DueRun.objects.filter(state=DueRun.State.QUEUED, queued_at__lt=stored(now - NOT_PICKED_UP))
-    oldest = waiting.exclude(host__in=busy).order_by().values("host").annotate(at=Min("queued_at"))
+    """Return the hosts whose queue nobody serves."""
+    oldest: dict[str, datetime] = {}
+    for row in claims.not_picked_up(now):
+        queued = read(row.queued_at)
+        oldest[row.host] = min(queued, oldest.get(row.host, queued))
     return tuple(
         Problem(
-            f"worker/{row['host']}",
+            f"worker/{where}",
             ERROR,
             None,
-            f"no worker on hq_backups.{row['host']}",
-            f"A backup was sent there {age_words(now - read(row['at']))} ago and nobody has taken it. Look at the "
-            f"worker: systemctl status 'hq_backups*' on {row['host']}.",
-            typed(resolved, "run_backup", "all", "--type", "auto", host=row["host"]),
-            row["host"],
+            f"no worker on hq_backups.{where}",
+            f"A backup was sent there {age_words(now - at)} ago and nobody has taken it. Look at the "
+            f"worker: systemctl status 'hq_backups*' on {where}.",
+            typed(resolved, "run_backup", "all", "--type", "auto", host=where),
+            where,
         )
-        for row in oldest
+        for where, at in sorted(oldest.items())
     )
 
 
@@ -260,11 +255,6 @@ def last_tick() -> datetime | None:
 def read(moment: datetime) -> datetime:
     """Return a record's time in UTC."""
     return aware(moment).astimezone(UTC)
-
-
-def stored(moment: datetime) -> datetime:
-    """Return a time as the records have it: without its zone where the host switched USE_TZ off."""
-    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
 def silent_dispatcher(resolved: Resolved, host: str, now: datetime, silent: timedelta) -> tuple[Problem, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from hq_backups import alarm_state, alerts, conf, health, recorded
+from hq_backups import alarm_state, alerts, conf, health, reaper, recorded
 from hq_backups.alarm_state import Checked, Good, Outcome, State, Undelivered
 from hq_backups.health import survey
 from hq_backups.last_good import good_words
@@ -122,7 +122,7 @@ def test_a_run_that_was_killed_is_told_by_the_dispatcher_wherever_it_ran(
     for host in ("pg0", "pg1"):
         week(NOW, host=host)
     failed = {"status": "failed", "exit_code": 1}
-    ran(NOW - HOUR, host="pg0", type_="hourly", error=recorded.KILLED, hint="Look.", **failed)
+    ran(NOW - HOUR, host="pg0", type_="hourly", error=reaper.KILLED, hint="Look.", **failed)
     ran(NOW - HOUR, host="pg1", type_="hourly", error="the disk is full", **failed)
     looked = survey(conf.resolve(), NOW)
     assert keys(looked.problems) == ["run/postgres/backup@pg0", "run/postgres/backup@pg1"]
