@@ -97,6 +97,10 @@ class Unanswered(ServiceError):
     """{message}"""
 
 
+class NameInUse(ServiceError):
+    """{message}"""
+
+
 class BadPages(HQBackupsError):
     """the server found damaged pages: {message}"""
 

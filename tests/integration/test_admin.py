@@ -13,7 +13,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 
-from hq_backups import verifying
+from hq_backups import detached
 from hq_backups.models import Artifact, BackupRun
 
 pytestmark = pytest.mark.django_db
@@ -221,7 +221,7 @@ def test_dates_lead_from_years_to_days(client: Client) -> None:
 
 def test_only_superusers_have_a_backup_verified(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(verifying, "start_process", lambda words: started.append(list(words)))
+    monkeypatch.setattr(detached, "start", lambda resolved, words: started.append(list(words)))
     there = Artifact.objects.create(
         name="-x's.tar.gz", store="postgres", taken_at=AT, locations=[{"kind": "s3", "bucket": "b"}]
     )

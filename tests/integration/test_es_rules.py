@@ -12,6 +12,8 @@ import pytest
 
 from hq_backups.engine.elasticsearch import room
 from hq_backups.engine.elasticsearch.client import Cluster
+from hq_backups.engine.events import utc_now
+from hq_backups.engine.snapshots import backup
 from tests.integration.es_helpers import REPOSITORY, Host, contents, fill, host_of
 from tests.testbed.elasticsearch import ElasticsearchNode
 from tests.testbed.process import give
@@ -101,6 +103,29 @@ class TestWhatIsAccepted:
         assert [e["name"] for e in host.entries()] == [good]
         assert not list(host.records.glob(".*.note.json"))
         host.good("run_backup", "elasticsearch")
+
+    @either
+    def test_what_a_failed_snapshot_left_does_not_keep_its_name(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host.good("run_backup", "elasticsearch")
+        (good,) = (e["name"] for e in host.entries())
+        host.node.bulk("cases", {"later": {"name": "later", "parts": []}})
+        now = utc_now()
+        monkeypatch.setattr(backup, "utc_now", lambda: now)
+        shut = shards_of_the_repository(host)
+        for path in shut:
+            give(path, "root")
+            path.chmod(0o555)
+        failed = host.run("run_backup", "elasticsearch")
+        for path in shut:
+            path.chmod(0o755)
+            give(path, host.node.os_user)
+        assert failed.code == 1, failed.text
+        # The same name, which some shard still knows.
+        host.good("run_backup", "elasticsearch")
+        assert len({e["name"] for e in host.entries()} - {good}) == 1
+        assert not list(host.records.glob(".*.note.json"))
 
     def test_a_partial_snapshot_of_somebody_else_is_bad_and_never_the_latest(self, host: Host) -> None:
         host.good("run_backup", "elasticsearch")

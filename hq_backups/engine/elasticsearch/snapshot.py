@@ -14,7 +14,7 @@ from typing import Any
 
 from hq_backups.engine.elasticsearch.client import Cluster, segment
 from hq_backups.engine.elasticsearch.faults import clean, hint_for
-from hq_backups.engine.errors import Locked, PreflightFailed, ServiceError, Unanswered
+from hq_backups.engine.errors import Locked, NameInUse, PreflightFailed, ServiceError, Unanswered
 from hq_backups.engine.events import Events
 
 RUNNING = ("IN_PROGRESS", "STARTED", "INIT")
@@ -70,6 +70,11 @@ class Snapshot:
             other = sorted(set(expected) ^ set(self.indices))
             return f"it does not hold the indices that it should: {', '.join(other[:5])}"
         return None
+
+    @property
+    def met_its_name(self) -> bool:
+        """Tell whether a shard still holds what a snapshot of this name left that could not be deleted there."""
+        return any("Duplicate snapshot name" in text for text in self.failures)
 
     @property
     def _failures(self) -> str:
@@ -137,7 +142,8 @@ def take(
 ) -> Snapshot:
     """Take a snapshot of open indices; raises when it is not whole, and then leaves none of that name.
 
-    ``name`` must be free. When the run is interrupted, the snapshot is aborted.
+    ``name`` must be free; raises NameInUse when some shard still knows it. When the run is interrupted, the snapshot
+    is aborted.
     """
     try:
         answered = _create(cluster, repository, name, indices, patience, events)
@@ -147,7 +153,7 @@ def take(
         raise
     if (problem := done.problem(indices)) is not None:
         abort(cluster, repository, name)
-        raise ServiceError(
+        raise (NameInUse if done.met_its_name else ServiceError)(
             f"snapshot {name} is not whole: {problem}",
             hint=hint_for(problem, cluster.url)
             or "Look at Elasticsearch's log, mend the cause, then run it again.",

@@ -7,7 +7,14 @@ import time
 from hq_backups.engine import crons, forecast, space
 from hq_backups.engine.bucket import open_bucket
 from hq_backups.engine.config import to_plain
-from hq_backups.engine.errors import Exit, HQBackupsError, RepositoryError, UploadFailed, UsageError
+from hq_backups.engine.errors import (
+    Exit,
+    HQBackupsError,
+    NameInUse,
+    RepositoryError,
+    UploadFailed,
+    UsageError,
+)
 from hq_backups.engine.events import Events, format_utc, utc_now
 from hq_backups.engine.expected import Listed, compare
 from hq_backups.engine.locks import StoreLock
@@ -46,7 +53,13 @@ def back_up(store: SnapshotStore, request: BackupRequest, run_id: str, events: E
         if request.dry_run:
             events.step("dry-run", f"would take snapshot {name} of {space.human_bytes(prepared.estimate)}")
             return Exit.OK
-        manifest = record(store, records, name, run_id, request.type, prepared, events)
+        try:
+            manifest = record(store, records, name, run_id, request.type, prepared, events)
+        except NameInUse:
+            # A snapshot that failed today has left something, and would keep the day's name to itself all day.
+            name = store.new_name(local_time(started, store.config.timezone), taken | {name})
+            events.step("snapshot", f"that name is still in use in some shard: taking {name} instead")
+            manifest = record(store, records, name, run_id, request.type, prepared, events)
         failure = _send(store, records, manifest, events)
         if request.prune:
             prune(store, records, events)
