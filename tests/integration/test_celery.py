@@ -188,3 +188,20 @@ def test_a_message_that_redis_hands_out_again_makes_no_second_run(hosts: Hosts, 
         wait(lambda: worker.text.count("nothing to do for") == 2, "both of them to be refused")
     assert len(host.runs()) == 1
     assert host.due() == [("here", "done", 1)]
+
+
+VERIFY_NOW = """\
+from hq_backups import conf, verifying
+from hq_backups.models import Artifact
+print(verifying.start(Artifact.objects.get(), conf.resolve()))
+"""
+
+
+def test_what_the_page_asks_for_is_verified_by_a_worker_that_never_saw_the_page(hosts: Hosts) -> None:
+    host = hosts()
+    host.run("run_backup", "blobdb")
+    verified = "SELECT count(*) FROM hq_backups_artifact WHERE verified_at IS NOT NULL"
+    assert host.rows(verified) == [(0,)]
+    with host.worker(PERIODIC):
+        assert PERIODIC in host.run("shell", "--no-imports", "--command", VERIFY_NOW).stdout
+        wait(lambda: host.rows(verified) == [(1,)], "the verification")
