@@ -91,6 +91,27 @@ class Blobs:
         """Back up until it was read back from disk."""
         self.hq_backups("run_backup", self.store, "--type", "daily", "--no-prune", "--no-upload")
 
+    # Comparisons
+
+    def compare_uploads(self, size: int, rounds: int) -> None:
+        """Compare backups with the scripts', until they lie in the bucket."""
+        contenders = {"scripts": self.scripts, "hq_backups": self.ours}
+        found = alternate(self, contenders, rounds, self.work, forget=self.forget)
+        table("Backup of what compresses, until it lies in the bucket", found, size, {})
+
+    def compare_writes(self, size: int, rounds: int) -> None:
+        """Compare backups with tar alone, until they lie on the disk."""
+        contenders = {"tar -cf - | cat": self.tar_alone, "hq_backups": self.ours_alone}
+        found = alternate(self, contenders, rounds, self.work, forget=self.forget)
+        table("Backup of what does not compress, until it lies on the disk", found, size, {})
+
+    def compare_restores(self, title: str, size: int, rounds: int) -> None:
+        """Compare restores with tar's."""
+        self.keep_archives()
+        contenders = {"tar -xzf": self.scripts_restore, "hq_backups (checked)": self.ours_restore}
+        found = alternate(self, contenders, rounds, self.work, self.put_archives, forget=self.forget)
+        table(title, found, size, {})
+
     # Restores
 
     def keep_archives(self) -> None:
@@ -163,29 +184,12 @@ def measure_blobs(home: Path, mib: int, rounds: int, warm: bool) -> None:
         s3.make_bucket(BUCKET, versioned=False)
         forms, attachments = home / "forms", home / "attachments"
         size = make_blobs(forms, mib, compressible=True)
-        bench = Blobs(home, s3, forms, warm)
-        found = alternate(
-            bench,
-            {"scripts": bench.scripts, "hq_backups": bench.ours},
-            rounds,
-            bench.work,
-            forget=bench.forget,
-        )
-        table("Backup of what compresses, until it lies in the bucket", found, size, {})
+        Blobs(home, s3, forms, warm).compare_uploads(size, rounds)
         size = make_blobs(attachments, mib, compressible=False)
         bench = Blobs(home, s3, attachments, warm)
-        contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
-        table(
-            "Backup of what does not compress, until it lies on the disk",
-            alternate(bench, contenders, rounds, bench.work, forget=bench.forget), size, {},
-        )  # fmt: skip
+        bench.compare_writes(size, rounds)
         # Both together: what a restore meets.
         for path in forms.iterdir():
             path.rename(attachments / f"forms-{path.name}")
         size = sum(p.stat().st_size for p in attachments.rglob("*") if p.is_file())
-        bench.keep_archives()
-        contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
-        table(
-            "Restore",
-            alternate(bench, contenders, rounds, bench.work, bench.put_archives, forget=bench.forget), size, {},
-        )  # fmt: skip
+        bench.compare_restores("Restore", size, rounds)

@@ -10,7 +10,7 @@ import os
 import random
 from pathlib import Path
 
-from benchmarks.__main__ import MIB, alternate, table
+from benchmarks.__main__ import MIB
 from benchmarks.blobs import Blobs, forms
 from tests.testbed.couch_data import make_data_dir
 from tests.testbed.s3 import VersityGW
@@ -77,21 +77,8 @@ def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
         packs = home / "packs"
         size = make_databases(packs, mib, compressible=True)
         bench = Couch(home, s3, packs, warm)
-        found = alternate(
-            bench,
-            {"scripts": bench.scripts, "hq_backups": bench.ours},
-            rounds,
-            bench.work,
-            forget=bench.forget,
-        )
-        table("Backup of what compresses, until it lies in the bucket", found, size, {})
-        bench.keep_archives()
-        contenders = {"tar -xzf": bench.scripts_restore, "hq_backups (checked)": bench.ours_restore}
-        found = alternate(bench, contenders, rounds, bench.work, bench.put_archives, forget=bench.forget)
-        table("Restore into a directory", found, size, {})
+        bench.compare_uploads(size, rounds)
+        bench.compare_restores("Restore into a directory", size, rounds)
         random_ = home / "random"
         size = make_databases(random_, mib, compressible=False)
-        bench = Couch(home, s3, random_, warm)
-        contenders = {"tar -cf - | cat": bench.tar_alone, "hq_backups": bench.ours_alone}
-        found = alternate(bench, contenders, rounds, bench.work, forget=bench.forget)
-        table("Backup of what does not compress, until it lies on the disk", found, size, {})
+        Couch(home, s3, random_, warm).compare_writes(size, rounds)
