@@ -8,7 +8,6 @@ from datetime import datetime
 from hq_backups.alarm_state import Good, State
 from hq_backups.bounded import within
 from hq_backups.clock import aware
-from hq_backups.engine.errors import Exit
 from hq_backups.engine.judgement import age_words
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,6 @@ def _recorded(store: str) -> Good | None:
 def _ask(store: str) -> Good | None:
     from hq_backups.models import BackupRun
 
-    backups = BackupRun.objects.filter(verb="backup", store=store)
-    made = backups.filter(status__in=("ok", "warning")) | backups.filter(exit_code=Exit.UPLOAD_FAILED)
+    made = BackupRun.objects.filter(store=store).made()
     row = made.order_by("-started_at").values("started_at", "artifact", "size").first()
     return Good(aware(row["started_at"]), row["artifact"], row["size"]) if row else None

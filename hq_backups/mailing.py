@@ -17,6 +17,7 @@ from django.template import Context, Engine
 from django.utils.html import escape
 
 from hq_backups.alarm_state import Alarm, State
+from hq_backups.conf import surroundings
 from hq_backups.conf.secrets import MASK, Secret
 from hq_backups.engine.errors import HQBackupsError
 from hq_backups.engine.judgement import age_words
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 TIMEOUT = 20
 """Seconds that a mail server may be silent: with Django's default a dead one would be waited for for ever."""
 LONGEST_SUBJECT = 150
-NOWHERE = ("console", "filebased", "locmem", "dummy")
-"""Backends that deliver nothing."""
 MOST = 50
 """Problems that one mail describes; the others are counted."""
 _TEMPLATES = Path(__file__).with_name("templates") / "hq_backups" / "mail"
@@ -81,8 +80,7 @@ def backend(resolved: Resolved) -> str:
 
 def delivers_nowhere(resolved: Resolved) -> str:
     """Return the kind of a backend that delivers nothing; empty for one that does."""
-    parts = backend(resolved).lower().split(".")
-    return next((word for word in NOWHERE if word in parts), "")
+    return surroundings.delivers_nowhere(backend(resolved))
 
 
 def server(resolved: Resolved) -> str:

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from django.db import models
 
+from hq_backups.engine.errors import Exit
+
+
+class BackupRuns(models.QuerySet["BackupRun"]):
+    """Runs, as one asks for them."""
+
+    def made(self) -> BackupRuns:
+        """Return the backups that are there: one whose upload failed is, and is sent later."""
+        backups = self.filter(verb="backup")
+        whole = (BackupRun.Status.OK, BackupRun.Status.WARNING)
+        return backups.filter(status__in=whole) | backups.filter(exit_code=Exit.UPLOAD_FAILED)
+
 
 class BackupRun(models.Model):
     """One attempt of one verb on one store."""
@@ -40,6 +52,8 @@ class BackupRun(models.Model):
     """Its stages: ``[{"at", "name", "message"}]``, at in UTC; the last ones when there were many."""
     process = models.CharField(max_length=128, blank=True)
     """Who runs it on its host: boot id, pid and start of the process, so that one that is dead is told apart."""
+
+    objects = BackupRuns.as_manager()
 
     class Meta:
         """Newest first."""

@@ -116,9 +116,7 @@ def missed(resolved: Resolved, state: State, host: str, now: datetime) -> tuple[
     from hq_backups.models import BackupRun
 
     backups = BackupRun.objects.filter(verb="backup", type__in=TYPES, started_at__lte=stored(now)).order_by()
-    made = (
-        backups.filter(status__in=("ok", "warning")) | backups.filter(exit_code=Exit.UPLOAD_FAILED)
-    ).values("host", "store", "type")
+    made = backups.made().values("host", "store", "type")
     last: dict[tuple[str, str], dict[str, datetime]] = {}
     for row in made.annotate(at=Max("started_at")):
         last.setdefault((row["host"], row["store"]), {})[row["type"]] = read(row["at"])

@@ -7,7 +7,7 @@ from datetime import timedelta
 from celery import current_app, shared_task
 from django.conf import settings
 
-from hq_backups import conf, detached, details
+from hq_backups import conf, detached, details, dispatch
 from hq_backups.commandline import typed
 from hq_backups.conf import Resolved
 from hq_backups.engine.errors import HQBackupsError
@@ -61,7 +61,7 @@ def _words(artifact: Artifact) -> list[str]:
 def _queue(artifact: Artifact, resolved: Resolved) -> str | None:
     """Return the queue of the backup's own host where hosts have theirs, else one that every worker serves."""
     if artifact.host and artifact.host in (resolved["backup_hosts"] or {}):
-        return f"hq_backups.{artifact.host}"
+        return dispatch.queue(artifact.host)
     return getattr(settings, "CELERY_PERIODIC_QUEUE", None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from pathlib import Path
 from typing import Any
 
 from hq_backups.engine.manifest import Manifest
@@ -34,3 +35,15 @@ def manifest(
         "source": {"version_num": 150018, "system_identifier": "1"},
     }
     return Manifest(**{**facts, **changes})
+
+
+def scheduled_blobs(directory: Path) -> dict[str, Any]:
+    """Return the settings of host ``here``, which backs up blobs below a directory and nothing else."""
+    (directory / "blobs").mkdir()
+    return {
+        "backup_postgres": False,
+        "backup_blobdb": True,
+        "blobdb_dir_path": str(directory / "blobs"),
+        "backup_host_name": "here",
+        "timezone": "UTC",
+    }

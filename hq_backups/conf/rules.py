@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from hq_backups.conf import engine
 from hq_backups.conf.findings import Finding
+from hq_backups.conf.surroundings import delivers_nowhere
 from hq_backups.engine import crons
 from hq_backups.engine.config import STORES
 from hq_backups.settings_table import BUILT_MODES
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 UNBUILT_HINT = "Keep the old way of backing it up until a release builds this."
 PGBOUNCER_PORT = 6432
-_NOWHERE = ("console", "filebased", "locmem", "dummy")
 # botocore's own rule (botocore.handlers.VALID_BUCKET, VALID_S3_ARN): anything else it refuses to send.
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
 
@@ -150,8 +150,7 @@ def _pgbouncer(resolved: Resolved) -> Iterator[Finding]:
 
 
 def _mail(resolved: Resolved) -> Iterator[Finding]:
-    parts = (resolved.surroundings.mail_backend or "").lower().split(".")
-    kind = next((word for word in _NOWHERE if word in parts), None)
+    kind = delivers_nowhere(resolved.surroundings.mail_backend)
     if resolved["check_s3_backups_email"] and kind:
         message = f"check_s3_backups_email is set, but mail goes nowhere: the mail backend is {kind}"
         hint = "Give HQ a mail server: EMAIL_SMTP_HOST in public.yml, EMAIL_LOGIN in the vault."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_NOWHERE = ("console", "filebased", "locmem", "dummy")
 _BOTO_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
@@ -58,6 +59,12 @@ def _blob_dir(settings: Any) -> str | None:
     drive = getattr(settings, "SHARED_DRIVE_CONF", None)
     found = drive.get("blob_dir") if isinstance(drive, Mapping) else getattr(drive, "blob_dir", None)
     return None if found is None else str(found)
+
+
+def delivers_nowhere(backend: str | None) -> str:
+    """Return the kind of a mail backend, by its dotted path, that delivers nothing; empty for one that does."""
+    parts = (backend or "").lower().split(".")
+    return next((word for word in _NOWHERE if word in parts), "")
 
 
 def _mail_backend(settings: Any) -> str | None:

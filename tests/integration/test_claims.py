@@ -18,6 +18,7 @@ from hq_backups.claims import Claim, claim
 from hq_backups.engine.errors import Exit
 from hq_backups.models import BackupRun, DueRun
 from hq_backups.schedule import Slot
+from tests import factories
 from tests.integration.test_records import connect
 from tests.testbed.postgres import PostgresServer
 
@@ -83,14 +84,7 @@ def test_what_is_due_is_dispatched_taken_reaped_and_tried_again(
 ) -> None:
     handed: list[Claim] = []
     monkeypatch.setattr(detached, "start", lambda _, words: handed.append(Claim.parse(words[-1])))
-    (tmp_path / "blobs").mkdir()
-    settings.HQ_BACKUPS = {
-        "backup_postgres": False,
-        "backup_blobdb": True,
-        "blobdb_dir_path": str(tmp_path / "blobs"),
-        "backup_host_name": "here",
-        "timezone": "UTC",
-    }
+    settings.HQ_BACKUPS = factories.scheduled_blobs(tmp_path)
     resolved, began = conf.resolve(), NOW
     assert dispatch.dispatch(resolved, NOW) == handed
     assert not any(dispatch.dispatch(resolved, NOW + timedelta(minutes=n)) for n in range(1, 60, 7))

@@ -15,6 +15,7 @@ from hq_backups.claims import MAX_ATTEMPTS, Claim
 from hq_backups.engine.errors import Exit
 from hq_backups.models import Artifact, BackupRun, DueRun
 from hq_backups.process_id import ProcessId
+from tests import factories
 
 pytestmark = pytest.mark.django_db
 MONDAY = datetime(2026, 11, 23, 0, 0, 5, tzinfo=UTC)
@@ -49,14 +50,7 @@ def handed(monkeypatch: pytest.MonkeyPatch, settings: Any, tmp_path: Path) -> Ha
     monkeypatch.setattr(tasks.run_due, "apply_async", taker.run)
     monkeypatch.setattr(tasks.reap_runs, "apply_async", taker.reap)
     monkeypatch.setattr(detached, "start", taker.start)
-    (tmp_path / "blobs").mkdir()
-    settings.HQ_BACKUPS = {
-        "backup_postgres": False,
-        "backup_blobdb": True,
-        "blobdb_dir_path": str(tmp_path / "blobs"),
-        "backup_host_name": "here",
-        "timezone": "UTC",
-    }
+    settings.HQ_BACKUPS = factories.scheduled_blobs(tmp_path)
     return taker
 
 
