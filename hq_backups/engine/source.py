@@ -20,7 +20,12 @@ from hq_backups.engine.streams import Digest, PlainReader, Readable
 
 @contextmanager
 def opened(
-    store: StreamStore, location: Mapping[str, Any], manifest: Manifest, events: Events
+    store: StreamStore,
+    location: Mapping[str, Any],
+    manifest: Manifest,
+    events: Events,
+    *,
+    hash_plain: bool = True,
 ) -> Iterator[PlainReader]:
     """Open an artifact as a stream of plain bytes, bounded by its manifest."""
 
@@ -29,7 +34,14 @@ def opened(
 
     with (
         stored(store, location) as source,
-        reader(source, manifest.codec, manifest.name, max_plain=manifest.plain_size, on_stored=read) as plain,
+        reader(
+            source,
+            manifest.codec,
+            manifest.name,
+            max_plain=manifest.plain_size,
+            on_stored=read,
+            hash_plain=hash_plain,
+        ) as plain,
     ):
         yield plain
 
@@ -134,9 +146,10 @@ def reader(
     *,
     max_plain: int | None = None,
     on_stored: Callable[[int], None] | None = None,
+    hash_plain: bool = True,
 ) -> Iterator[PlainReader]:
     """Unpack a stream for the length of the block."""
-    plain = PlainReader(source, codec, name, max_plain=max_plain, on_stored=on_stored)
+    plain = PlainReader(source, codec, name, max_plain=max_plain, on_stored=on_stored, hash_plain=hash_plain)
     try:
         yield plain
     finally:
@@ -144,13 +157,14 @@ def reader(
 
 
 def compare(digest: Digest, manifest: Manifest) -> None:
-    """Compare what was read with what the manifest promises; raises CorruptBackup."""
-    pairs = (
+    """Compare what was read, as far as it was hashed, with what the manifest promises; raises CorruptBackup."""
+    pairs = [
         ("size", digest.size, manifest.size),
         ("sha256", digest.sha256, manifest.sha256),
         ("unpacked size", digest.plain_size, manifest.plain_size),
-        ("unpacked sha256", digest.plain_sha256, manifest.plain_sha256),
-    )
+    ]
+    if digest.plain_sha256:
+        pairs.append(("unpacked sha256", digest.plain_sha256, manifest.plain_sha256))
     for what, seen, promised in pairs:
         if seen != promised:
             raise CorruptBackup(f"its {what} is {seen}, its manifest says {promised}", name=manifest.name)

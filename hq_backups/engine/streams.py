@@ -8,7 +8,8 @@ whole; instead the compressed stream's own trailer is compared with what went in
 unpacks.
 
 Reading: :class:`PlainReader` turns stored bytes (a file, an object in a bucket) into plain ones, hashing both,
-unpacking in a thread of its own, in bounded memory.
+unpacking in a thread of its own, in bounded memory. A restore hashes only what is stored: that it is what was written
+is proven by that, that it unpacks to what was packed by the codec's own sum, and a country is waiting.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Digest:
     crc32: int
     plain_size: int
     plain_sha256: str
-    plain_crc32: int
+    """Empty when it was not asked for."""
 
 
 def write_all(fd: int, data: bytes | memoryview, path: Path) -> None:
@@ -91,6 +92,15 @@ def write_pieces(fd: int, pieces: Sequence[bytes | memoryview], path: Path) -> N
         if written < len(piece):
             write_all(fd, memoryview(piece)[written:], path)
         written = max(0, written - len(piece))
+
+
+def write_out(fd: int, start: int, length: int) -> None:
+    """Have the kernel begin to bring these bytes to the disk, and do not wait for it.
+
+    Left to itself it begins when a tenth of memory is waiting: the disk would be idle first, and waited for later.
+    Linux begins to write what it is told to forget, and forgets only what is written (mm/fadvise.c).
+    """
+    os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
 class ArtifactWriter:
@@ -299,7 +309,6 @@ class ReadBack:
             written.crc32,
             written.plain_size,
             written.plain_sha256,
-            written.plain_crc32,
         )
 
     def close(self) -> None:
@@ -325,7 +334,7 @@ class ReadBack:
 class PlainReader:
     """Stored bytes in, plain bytes out; hashes both; forward-only file for ``tarfile``.
 
-    ``max_plain`` bounds what an untrusted archive may unpack to.
+    ``max_plain`` bounds what an untrusted archive may unpack to. Without ``hash_plain`` only stored bytes are hashed.
     """
 
     def __init__(
@@ -336,6 +345,7 @@ class PlainReader:
         *,
         max_plain: int | None = None,
         on_stored: Callable[[int], None] | None = None,
+        hash_plain: bool = True,
     ) -> None:
         """Read ``source``, called ``name`` in errors; ``on_stored`` is told the stored bytes read so far."""
         self.name = name
@@ -344,20 +354,24 @@ class PlainReader:
         self._decompressor = codecs.decompressor(codec)
         self._max_plain = max_plain
         self._on_stored = on_stored
-        self._stored_sha, self._plain_sha = hashlib.sha256(), hashlib.sha256()
-        self._size = self._crc = self._plain_size = self._plain_crc = 0
+        self._stored_sha = hashlib.sha256()
+        self._plain_sha = hashlib.sha256() if hash_plain else None
+        self._size = self._crc = self._plain_size = 0
         self._pending = b""
         self._ended = False
         self._chunk = memoryview(b"")
         self._position = 0
         self._unpacked: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
-        self._hashed: queue.Queue[bytes | BaseException] = queue.Queue(DEPTH)
+        self._ready = self._unpacked
         self._closed = threading.Event()
-        # Unpacking, hashing and whatever the caller does with the bytes take about the same time each.
-        self._threads = [
-            threading.Thread(target=self._unpack_ahead, name="hqb-unpack", daemon=True),
-            threading.Thread(target=self._hash_ahead, name="hqb-hash", daemon=True),
-        ]
+        self._threads = [threading.Thread(target=self._unpack_ahead, name="hqb-unpack", daemon=True)]
+        if self._plain_sha is not None:
+            # Unpacking, hashing and whatever the caller does with the bytes take about the same time each.
+            self._ready = queue.Queue(DEPTH)
+            hasher = threading.Thread(
+                target=self._hash_ahead, args=(self._plain_sha,), name="hqb-hash", daemon=True
+            )
+            self._threads.append(hasher)
         for thread in self._threads:
             thread.start()
 
@@ -366,10 +380,10 @@ class PlainReader:
         if self._chunk:
             kept, self._chunk = bytes(self._chunk), memoryview(b"")
             return kept
-        item = self._hashed.get()
+        item = self._ready.get()
         if isinstance(item, BaseException) or not item:
             # Asked again, it ends again.
-            self._hashed.put(item)
+            self._ready.put(item)
         if isinstance(item, BaseException):
             raise item
         return item
@@ -439,21 +453,24 @@ class PlainReader:
             self._stored_sha.hexdigest(),
             self._crc,
             self._plain_size,
-            self._plain_sha.hexdigest(),
-            self._plain_crc,
+            self._plain_sha.hexdigest() if self._plain_sha is not None else "",
         )
 
     def close(self) -> None:
         """Stop unpacking ahead."""
         self._closed.set()
-        for waiting, thread in zip((self._unpacked, self._hashed), self._threads, strict=True):
-            while thread.is_alive():
+        unpacker, *hashers = self._threads
+        while unpacker.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._unpacked.get_nowait()
+            unpacker.join(0.01)
+        for hasher in hashers:
+            while hasher.is_alive():
                 with contextlib.suppress(queue.Empty):
-                    waiting.get_nowait()
-                thread.join(0.01)
-                if thread is self._threads[1]:
-                    with contextlib.suppress(queue.Full):
-                        self._unpacked.put_nowait(b"")
+                    self._ready.get_nowait()
+                with contextlib.suppress(queue.Full):
+                    self._unpacked.put_nowait(b"")
+                hasher.join(0.01)
 
     def _unpack_ahead(self) -> None:
         try:
@@ -465,13 +482,12 @@ class PlainReader:
         except BaseException as error:
             self._unpacked.put(error)
 
-    def _hash_ahead(self) -> None:
+    def _hash_ahead(self, sha: hashlib._Hash) -> None:
         while True:
             item = self._unpacked.get()
             if not isinstance(item, BaseException):
-                self._plain_sha.update(item)
-                self._plain_crc = codecs.crc32(item, self._plain_crc)
-            self._hashed.put(item)
+                sha.update(item)
+            self._ready.put(item)
             if isinstance(item, BaseException) or not item:
                 return
 

@@ -42,7 +42,7 @@ def load(config: Config, request: LoadRequest, events: Events) -> Exit:
     """Load into live data, compare with the manifest; raises CorruptBackup."""
     manifest = load_manifest(json.dumps(dict(request.manifest)).encode(), "the job's manifest")
     store = open_stream(config, manifest.store, manifest.mode)
-    with opened(store, request.location, manifest, events) as plain:
+    with opened(store, request.location, manifest, events, hash_plain=False) as plain:
         store.load_in_place(plain, manifest, request.restore, events)
         compare(plain.digest(), manifest)
     return Exit.OK
@@ -59,7 +59,7 @@ def _unpack_part(store: StreamStore, part: Part, tree: Path, events: Events) -> 
 def _unpack(
     store: StreamStore, manifest: Manifest, location: Mapping[str, Any], spot: Destination, events: Events
 ) -> None:
-    with opened(store, location, manifest, events) as plain:
+    with opened(store, location, manifest, events, hash_plain=False) as plain:
         store.unpack(plain, spot, manifest, events)
         digest = plain.digest()
     compare(digest, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -315,7 +316,9 @@ class TestOneAtATime:
     ) -> None:
         slow = {"location": "between", "max_snapshot_bytes_per_sec": "15kb"}
         host.node.request("PUT", "/_snapshot/between", {"type": "fs", "settings": slow})
-        host.node.bulk("forms", {f"x{n}": {"name": f"{n * 7919}" * 9} for n in range(60)})
+        # It takes many seconds: a busy machine may come to ask a second or two late.
+        drawn = random.Random(7)
+        host.node.bulk("forms", {f"x{n}": {"name": drawn.randbytes(100).hex()} for n in range(250)})
         real, begun = Cluster._send, []
 
         def send(self: Cluster, method: str, url: str, body: Any, seconds: float) -> Any:

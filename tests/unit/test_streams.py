@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import os
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,35 @@ def test_what_is_written_is_read_back_with_the_same_digests(tmp_path: Path, code
     assert again == digest
     assert digest.size == (tmp_path / "artifact").stat().st_size
     assert oct((tmp_path / "artifact").stat().st_mode)[-3:] == "600"
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_a_restore_reads_is_hashed_as_it_is_stored(tmp_path: Path, codec: str) -> None:
+    data = os.urandom(300_000) + bytes(2 * CHUNK) + b"end"
+    digest = write(tmp_path / "artifact", data, codec)
+    plain, again = read(tmp_path / "artifact", codec, hash_plain=False)
+    assert plain == data
+    assert again == replace(digest, plain_sha256="")
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "bzip2"])
+def test_every_codec_has_a_sum_of_its_own(codec: str) -> None:
+    # A restore trusts in it: what is stored is as it was written, so it must unpack to what was packed.
+    data = os.urandom(100_000)
+    if codec == "bzip2":
+        packed = bytearray(bz2.compress(data))
+        packed[10] ^= 1  # the first block's sum stands behind its mark (bzip2(1) has no other)
+    else:
+        packer = codecs.compressor(codec, 1)
+        packed = bytearray(packer.compress(data) + packer.flush())
+        packed[-6 if codec == "gzip" else -1] ^= 1
+    reader = PlainReader(io.BytesIO(bytes(packed)), codec, "it", hash_plain=False)
+    try:
+        with pytest.raises(CorruptBackup):
+            while reader.chunk():
+                pass
+    finally:
+        reader.close()
 
 
 def test_an_empty_store_gives_a_valid_artifact(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from typing import NamedTuple, Self
 
 from hq_backups.engine.blobs.headers import DIRECTORY, FILE, Member, inside, members
 from hq_backups.engine.errors import CorruptBackup, DiskFull, UnsafeArchive
-from hq_backups.engine.streams import PlainReader, write_all
+from hq_backups.engine.streams import PlainReader, write_all, write_out
 
+WRITE_OUT = 4 << 20
 _BATCH_FILES, _BATCH_BYTES = 128, 512 << 10
 _DEPTH = 4
 """Batches that wait: with their bytes, what bounds memory."""
@@ -154,8 +155,15 @@ def _write(
             raise DiskFull(path=target) from error
         raise
     try:
+        begun = written = 0
         for piece in pieces:
             write_all(fd, piece, target)
+            written += len(piece)
+            if written - begun >= WRITE_OUT:
+                write_out(fd, begun, written - begun)
+                begun = written
+        if member.size >= _LARGE:
+            write_out(fd, begun, written - begun)
         os.fchmod(fd, file_mode(member.mode))
         os.utime(fd, (member.mtime, member.mtime))
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 MOST_TERMS = 2_500_000
 MOST_BYTES = 64 << 20
@@ -25,77 +25,61 @@ class Atom(str):
     __slots__ = ()
 
 
-@dataclass
 class _Open:
     """A compound term whose parts are still being read."""
 
-    left: int
-    close: Callable[[list[object]], object]
-    parts: list[object] = field(default_factory=list)
+    __slots__ = ("close", "left", "parts")
+
+    def __init__(self, left: int, close: Callable[[list[object]], object]) -> None:
+        self.left = left
+        self.close = close
+        self.parts: list[object] = []
 
 
-class _Reader:
-    """Reads one term from bytes, without recursion: revision trees are thousands of levels deep."""
+_Read = Callable[[bytes, int], tuple[object, int]]
+"""Reads what follows a tag; returns it, or the opening of a compound term, and where the next term begins.
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data = data
-        self.at = at
-        self.left = MOST_TERMS
+Short numbers raise IndexError or struct.error.
+"""
+_U16, _U32, _I32, _F64 = (struct.Struct(form).unpack_from for form in (">H", ">I", ">i", ">d"))
 
-    def take(self, length: int) -> bytes:
-        """Return the next bytes."""
-        taken = self.data[self.at : self.at + length]
-        if len(taken) != length:
-            msg = "the term is cut short"
-            raise ValueError(msg)
-        self.at += length
-        return taken
 
-    def number(self, width: int) -> int:
-        """Return the next bytes as a number."""
-        return int.from_bytes(self.take(width), "big")
-
-    def term(self) -> object:
-        """Return the next term."""
-        waiting: list[_Open] = []
-        while True:
-            made = self.next()
-            while True:
-                if isinstance(made, _Open) and made.left:
-                    waiting.append(made)
-                    if len(waiting) > MOST_LEVELS:
-                        msg = f"terms in terms, more than {MOST_LEVELS} deep"
-                        raise ValueError(msg)
-                    break
-                if isinstance(made, _Open):
-                    made = made.close(made.parts)
-                if not waiting:
-                    return made
-                inner = waiting[-1]
-                inner.parts.append(made)
-                inner.left -= 1
-                if inner.left:
-                    break
-                made = waiting.pop()
-
-    def next(self) -> object:
-        """Return the next scalar, or the opening of a compound term."""
-        tag = self.take(1)[0]
+def _term(data: bytes, at: int) -> tuple[object, int]:
+    """Return the term that begins there and where it ends, without recursion: revision trees are thousands deep."""
+    waiting: list[_Open] = []
+    terms = MOST_TERMS
+    while True:
+        tag = data[at]
         read = _TAGS.get(tag)
         if read is None:
             msg = f"no term begins with {tag}"
             raise ValueError(msg)
-        made = read(self)
-        if isinstance(made, _Open):
+        made, at = read(data, at + 1)
+        if type(made) is _Open:
             # Every part is a byte at least: a length that lies is found before anything is made for it.
-            if made.left > len(self.data) - self.at:
-                msg = "the term is cut short"
-                raise ValueError(msg)
-            self.left -= made.left
-            if self.left < 0:
+            if made.left > len(data) - at:
+                raise IndexError
+            terms -= made.left
+            if terms < 0:
                 msg = f"more than {MOST_TERMS} terms in one"
                 raise ValueError(msg)
-        return made
+            if made.left:
+                waiting.append(made)
+                if len(waiting) > MOST_LEVELS:
+                    msg = f"terms in terms, more than {MOST_LEVELS} deep"
+                    raise ValueError(msg)
+                continue
+            made = made.close(made.parts)
+        while waiting:
+            inner = waiting[-1]
+            inner.parts.append(made)
+            inner.left -= 1
+            if inner.left:
+                break
+            waiting.pop()
+            made = inner.close(inner.parts)
+        else:
+            return made, at
 
 
 def decode(data: bytes) -> object:
@@ -110,10 +94,13 @@ def decode(data: bytes) -> object:
     at = 1
     if data[1:2] == bytes([_COMPRESSED]):
         data, at = _inflate(data), 0
-    reader = _Reader(data, at)
-    term = reader.term()
-    if reader.at != len(data):
-        msg = f"{len(data) - reader.at} bytes follow the term"
+    try:
+        term, end = _term(data, at)
+    except (IndexError, struct.error):
+        msg = "the term is cut short"
+        raise ValueError(msg) from None
+    if end != len(data):
+        msg = f"{len(data) - end} bytes follow the term"
         raise ValueError(msg)
     return term
 
@@ -134,16 +121,81 @@ def _inflate(data: bytes) -> bytes:
     return made
 
 
-def _small_tuple(reader: _Reader) -> object:
-    return _Open(reader.number(1), tuple)
+def _bytes(data: bytes, at: int, length: int) -> tuple[bytes, int]:
+    end = at + length
+    if end > len(data):
+        raise IndexError
+    return data[at:end], end
 
 
-def _large_tuple(reader: _Reader) -> object:
-    return _Open(reader.number(4), tuple)
+def _small_integer(data: bytes, at: int) -> tuple[object, int]:
+    return data[at], at + 1
 
 
-def _list(reader: _Reader) -> object:
-    return _Open(reader.number(4) + 1, _with_tail)
+def _integer(data: bytes, at: int) -> tuple[object, int]:
+    return _I32(data, at)[0], at + 4
+
+
+def _float(data: bytes, at: int) -> tuple[object, int]:
+    return _F64(data, at)[0], at + 8
+
+
+def _old_float(data: bytes, at: int) -> tuple[object, int]:
+    text, at = _bytes(data, at, 31)
+    return float(text.rstrip(b"\0").decode("ascii")), at
+
+
+def _small_big(data: bytes, at: int) -> tuple[object, int]:
+    return _big(data, at + 1, data[at])
+
+
+def _large_big(data: bytes, at: int) -> tuple[object, int]:
+    return _big(data, at + 4, _U32(data, at)[0])
+
+
+def _big(data: bytes, at: int, length: int) -> tuple[object, int]:
+    if length > _MOST_DIGITS:
+        msg = f"a number of {length} bytes"
+        raise ValueError(msg)
+    sign = data[at]
+    digits, at = _bytes(data, at + 1, length)
+    value = int.from_bytes(digits, "little")
+    return (-value if sign else value), at
+
+
+def _binary(data: bytes, at: int) -> tuple[object, int]:
+    return _bytes(data, at + 4, _U32(data, at)[0])
+
+
+def _string(data: bytes, at: int) -> tuple[object, int]:
+    text, at = _bytes(data, at + 2, _U16(data, at)[0])
+    return list(text), at
+
+
+def _short_atom(data: bytes, at: int, encoding: str) -> tuple[object, int]:
+    text, at = _bytes(data, at + 1, data[at])
+    return Atom(text.decode(encoding)), at
+
+
+def _long_atom(data: bytes, at: int, encoding: str) -> tuple[object, int]:
+    text, at = _bytes(data, at + 2, _U16(data, at)[0])
+    return Atom(text.decode(encoding)), at
+
+
+def _nil(_: bytes, at: int) -> tuple[object, int]:
+    return [], at
+
+
+def _small_tuple(data: bytes, at: int) -> tuple[object, int]:
+    return _Open(data[at], tuple), at + 1
+
+
+def _large_tuple(data: bytes, at: int) -> tuple[object, int]:
+    return _Open(_U32(data, at)[0], tuple), at + 4
+
+
+def _list(data: bytes, at: int) -> tuple[object, int]:
+    return _Open(_U32(data, at)[0] + 1, _with_tail), at + 4
 
 
 def _with_tail(parts: list[object]) -> object:
@@ -156,8 +208,8 @@ def _with_tail(parts: list[object]) -> object:
     return parts
 
 
-def _map(reader: _Reader) -> object:
-    return _Open(2 * reader.number(4), _paired)
+def _map(data: bytes, at: int) -> tuple[object, int]:
+    return _Open(2 * _U32(data, at)[0], _paired), at + 4
 
 
 def _paired(parts: list[object]) -> object:
@@ -170,40 +222,22 @@ def _paired(parts: list[object]) -> object:
     return dict(zip(keys, parts[1::2], strict=True))
 
 
-def _big(reader: _Reader, width: int) -> object:
-    length = reader.number(width)
-    if length > _MOST_DIGITS:
-        msg = f"a number of {length} bytes"
-        raise ValueError(msg)
-    sign = reader.number(1)
-    value = int.from_bytes(reader.take(length), "little")
-    return -value if sign else value
-
-
-def _old_float(reader: _Reader) -> object:
-    return float(reader.take(31).rstrip(b"\0").decode("ascii"))
-
-
-def _atom(reader: _Reader, width: int, encoding: str) -> object:
-    return Atom(reader.take(reader.number(width)).decode(encoding))
-
-
-_TAGS: dict[int, Callable[[_Reader], object]] = {
-    70: lambda r: struct.unpack(">d", r.take(8))[0],
-    97: lambda r: r.number(1),
-    98: lambda r: int.from_bytes(r.take(4), "big", signed=True),
+_TAGS: dict[int, _Read] = {
+    70: _float,
+    97: _small_integer,
+    98: _integer,
     99: _old_float,
-    100: lambda r: _atom(r, 2, "latin-1"),
+    100: partial(_long_atom, encoding="latin-1"),
     104: _small_tuple,
     105: _large_tuple,
-    106: lambda _: [],
-    107: lambda r: list(r.take(r.number(2))),
+    106: _nil,
+    107: _string,
     108: _list,
-    109: lambda r: r.take(r.number(4)),
-    110: lambda r: _big(r, 1),
-    111: lambda r: _big(r, 4),
-    115: lambda r: _atom(r, 1, "latin-1"),
+    109: _binary,
+    110: _small_big,
+    111: _large_big,
+    115: partial(_short_atom, encoding="latin-1"),
     116: _map,
-    118: lambda r: _atom(r, 2, "utf-8"),
-    119: lambda r: _atom(r, 1, "utf-8"),
+    118: partial(_long_atom, encoding="utf-8"),
+    119: partial(_short_atom, encoding="utf-8"),
 }
