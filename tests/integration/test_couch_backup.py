@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import tarfile
@@ -128,6 +129,29 @@ def test_a_file_that_gets_shorter_while_it_is_read_fails_the_run(
     done = host.backup()
     assert done.code is Exit.ERROR, done
     assert "ends at byte 100" in done.error
+    assert not list(host.backups.glob("couchdb_*"))
+
+
+@pytest.mark.parametrize(("pattern", "offset"), [("_dbs.couch", 4200), ("shards/*/commcarehq.*.couch", -40)])
+def test_what_was_looked_at_is_what_passed(
+    couch_node: Make, monkeypatch: pytest.MonkeyPatch, pattern: str, offset: int
+) -> None:
+    host = CouchHost(couch_node("t0"))
+    stream = copying.CouchStream
+
+    def flip(*args: object) -> object:
+        made = stream(*args)  # type: ignore[arg-type]
+        with next(host.data.glob(pattern)).open("r+b") as file:
+            at = file.seek(offset, os.SEEK_SET if offset > 0 else os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
+        return made
+
+    monkeypatch.setattr(copying, "CouchStream", flip)
+    done = host.backup()
+    assert done.code is Exit.ERROR, done
+    assert "another than when it began" in done.error
     assert not list(host.backups.glob("couchdb_*"))
 
 

@@ -95,6 +95,11 @@ class CouchFile:
         """Return the file's own id, which compaction keeps; empty in old ones."""
         return self._header.uuid
 
+    @property
+    def header_position(self) -> int:
+        """Return the offset of the last whole header."""
+        return self._found.position
+
     def doc_count(self) -> int:
         """Return how many documents there are, from the tree's root: nothing else is read."""
         return self._header.counts.present

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from hq_backups.engine.couch.blocks import BLOCK, MOST_HEADER, BlockFile, Damaged
@@ -28,13 +28,15 @@ class Header:
     doc_count: int
     doc_del_count: int
     update_seq: int
+    position: int = field(default=0, compare=False)
+    """Where it begins in the file that it was read from."""
 
 
 def header_of(file: BinaryIO, name: str) -> Header | None:
     """Return the last header of an open file; None when a node would take it for an empty database."""
     try:
         with CouchFile(file, name) as couch:
-            return Header(couch.doc_count(), couch.deleted_count(), couch.update_seq)
+            return Header(couch.doc_count(), couch.deleted_count(), couch.update_seq, couch.header_position)
     except CorruptBackup:
         return None
 

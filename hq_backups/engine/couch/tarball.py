@@ -12,7 +12,7 @@ import os
 import pwd
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hq_backups.engine.couch.frozen import Frozen
@@ -26,10 +26,13 @@ _WINDOW = 1 << 20
 class Tarball:
     """The bytes of a tar, made as they are asked for; no file's contents are held."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        """Take a snapshot, which stays the caller's."""
+    def __init__(self, snapshot: Snapshot, endings: Mapping[str, int] | None = None) -> None:
+        """Take a snapshot, which stays the caller's, and from where on the ends of files are hashed too."""
         self.sums: dict[str, dict[str, Any]] = {}
         """Size and sha256 of each file that has passed whole, by path."""
+        self.endings: dict[str, str] = {}
+        """Sha256 of the end of each file of which that was asked, by path."""
+        self._from = endings or {}
         self.ended = False
         self._members = _headers(snapshot)
         self._windows = _windows(snapshot)
@@ -37,7 +40,7 @@ class Tarball:
         self._pending = memoryview(b"")
         self._file: Frozen | None = None
         self._offset = 0
-        self._sha = hashlib.sha256()
+        self._sha, self._end = hashlib.sha256(), hashlib.sha256()
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill ``buffer``; less only at the end of the archive."""
@@ -69,9 +72,14 @@ class Tarball:
         count = file.read_into(buffer, self._offset)
         # An empty file passes here too: nothing is read, and it is whole.
         self._sha.update(buffer[:count])
+        start = self._from.get(file.path)
+        if start is not None and self._offset + count > start:
+            self._end.update(buffer[max(0, start - self._offset) : count])
         self._offset += count
         if self._offset == file.size:
             self.sums[file.path] = {"size": file.size, "sha256": self._sha.hexdigest()}
+            if start is not None:
+                self.endings[file.path] = self._end.hexdigest()
             self._pending = memoryview(bytes(-file.size % tarfile.BLOCKSIZE))
             self._file = None
         return count
@@ -89,7 +97,8 @@ class Tarball:
             return True
         self._pending = memoryview(header)
         if file is not None:
-            self._file, self._offset, self._sha = file, 0, hashlib.sha256()
+            self._file, self._offset = file, 0
+            self._sha, self._end = hashlib.sha256(), hashlib.sha256()
         return True
 
 

@@ -1,36 +1,39 @@
-"""The stores, one file each; a new one is a file here and its variables."""
+"""The stores, one file each; a new one is a file here and its variables.
+
+One is imported when it is asked for: a backup of blobs need not wait for what PostgreSQL, CouchDB and HTTP take.
+"""
 
 from __future__ import annotations
+
+import pkgutil
 
 from hq_backups.engine.config import Config
 from hq_backups.engine.errors import NotBuiltYet, UsageError
 from hq_backups.engine.stores.base import SnapshotStore, StreamStore
-from hq_backups.engine.stores.blobdb import BlobDB
-from hq_backups.engine.stores.couch import Couch
-from hq_backups.engine.stores.elasticsearch import Elasticsearch
-from hq_backups.engine.stores.postgres_dump import PostgresDump
-from hq_backups.engine.stores.postgres_plain import PostgresPlain
 
-STREAMS: dict[tuple[str, str], type[StreamStore]] = {
-    (store.name, store.mode): store for store in (PostgresPlain, PostgresDump, Couch, BlobDB)
+STREAMS = {
+    ("postgres", "plain"): "postgres_plain:PostgresPlain",
+    ("postgres", "dump"): "postgres_dump:PostgresDump",
+    ("couch", "tar"): "couch:Couch",
+    ("blobdb", "tar"): "blobdb:BlobDB",
 }
-SNAPSHOTS: dict[tuple[str, str], type[SnapshotStore]] = {
-    (store.name, store.mode): store for store in (Elasticsearch,)
-}
-REGISTRY: dict[tuple[str, str], type[StreamStore] | type[SnapshotStore]] = {**STREAMS, **SNAPSHOTS}
+"""What has backups that are files, by name and mode."""
+SNAPSHOTS = {("elasticsearch", "snapshot"): "elasticsearch:Elasticsearch"}
+"""What keeps its backups itself."""
+REGISTRY = {**STREAMS, **SNAPSHOTS}
 
 
 def open_store(config: Config, name: str, mode: str | None = None) -> StreamStore | SnapshotStore:
     """Return the store ``name`` in the configured ``mode`` (or the one that an artifact has)."""
     settings = config.store(name)
     wanted = mode or settings.mode
-    try:
-        return REGISTRY[name, wanted](config, settings)
-    except KeyError:
+    if (where := REGISTRY.get((name, wanted))) is None:
         raise NotBuiltYet(
             f"store {name} in mode {wanted} is not built yet in this release",
             hint="Built so far: " + ", ".join(f"{store} ({mode})" for store, mode in sorted(REGISTRY)),
-        ) from None
+        )
+    made: StreamStore | SnapshotStore = _load(where)(config, settings)
+    return made
 
 
 def open_stream(config: Config, name: str, mode: str | None = None) -> StreamStore:
@@ -43,4 +46,9 @@ def open_stream(config: Config, name: str, mode: str | None = None) -> StreamSto
 
 def modes_of(name: str) -> list[type[StreamStore]]:
     """Return the store ``name``, whose backups are files, in each of its modes."""
-    return [store for (each, _), store in STREAMS.items() if each == name]
+    return [_load(where) for (each, _), where in STREAMS.items() if each == name]
+
+
+def _load(where: str) -> type:
+    loaded: type = pkgutil.resolve_name(f"{__name__}.{where}")
+    return loaded
