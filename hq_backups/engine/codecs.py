@@ -75,7 +75,12 @@ class _Gzip:
     refers to bytes that it has not seen.
     """
 
+    whole = 1 << 20
+    """Bytes that are judged at once: most of the time all of them compress."""
+    shrinks_well = 0.7
+    """What a sample of so many must become for all of them to be compressed."""
     piece = 256 << 10
+    """Bytes that are judged each for itself, where not all of them do."""
     shrinks = 0.97
     """What a sample must become to be worth compressing."""
     _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
@@ -99,33 +104,42 @@ class _Gzip:
         parts: list[bytes | memoryview] = [] if self._begun else [self._HEADER]
         self._begun = True
         self._crc, self._size = crc32(view, self._crc), self._size + len(view)
-        for start in range(0, len(view), self.piece):
-            piece = view[start : start + self.piece]
-            if self._shrinks(piece):
-                parts.append(self._deflate.compress(piece))
+        for start in range(0, len(view), self.whole):
+            whole = view[start : start + self.whole]
+            if self._becomes(whole, 2 * self._SAMPLES) < self.shrinks_well:
+                parts.append(self._deflate.compress(whole))
                 self._flushed = False
             else:
-                if not self._flushed:
-                    parts.append(self._deflate.flush(isal_zlib.Z_FULL_FLUSH))
-                    self._flushed = True
-                for begin in range(0, len(piece), self._STORED):
-                    block = piece[begin : begin + self._STORED]
-                    parts += struct.pack("<BHH", 0, len(block), len(block) ^ 0xFFFF), block
+                self._piecewise(whole, parts)
         return parts
+
+    def _piecewise(self, whole: memoryview, parts: list[bytes | memoryview]) -> None:
+        for start in range(0, len(whole), self.piece):
+            piece = whole[start : start + self.piece]
+            if self._becomes(piece, self._SAMPLES) < self.shrinks:
+                parts.append(self._deflate.compress(piece))
+                self._flushed = False
+                continue
+            if not self._flushed:
+                parts.append(self._deflate.flush(isal_zlib.Z_FULL_FLUSH))
+                self._flushed = True
+            for begin in range(0, len(piece), self._STORED):
+                block = piece[begin : begin + self._STORED]
+                parts += struct.pack("<BHH", 0, len(block), len(block) ^ 0xFFFF), block
 
     def flush(self) -> bytes:
         """Return the rest, and the trailer."""
         begin = b"" if self._begun else self._HEADER
         return begin + self._deflate.flush() + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
 
-    def _shrinks(self, piece: memoryview) -> bool:
-        size = len(piece)
-        if size < self._SAMPLES * self._SAMPLE * 2:
-            return True
-        step = size // self._SAMPLES
-        sample = b"".join(piece[n * step : n * step + self._SAMPLE] for n in range(self._SAMPLES))
-        packed = igzip_lib.compress(sample, level=self._level, flag=igzip_lib.COMP_DEFLATE)
-        return len(packed) < len(sample) * self.shrinks
+    def _becomes(self, data: memoryview, samples: int) -> float:
+        """Return what part of their size some samples compress to; 0 for what is too small to be sampled."""
+        size = len(data)
+        if size < samples * self._SAMPLE * 2:
+            return 0.0
+        step = size // samples
+        sample = b"".join(data[n * step : n * step + self._SAMPLE] for n in range(samples))
+        return len(igzip_lib.compress(sample, level=self._level, flag=igzip_lib.COMP_DEFLATE)) / len(sample)
 
 
 def _zstandard() -> Any:
