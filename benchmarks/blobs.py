@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import programs
@@ -137,7 +138,12 @@ class Blobs:
 
     def ours_restore(self) -> None:
         """Restore, everything checked and on the disk."""
-        self.hq_backups("restore_backup", "blobdb", "latest", "--noinput", "--confirm-env", "bench")
+        words = ["restore_backup", self.store, "latest", *self.beside()]
+        self.hq_backups(*words, "--noinput", "--confirm-env", "bench")
+
+    def beside(self) -> Sequence[str]:
+        """Return how a restore is told to leave alone what is there."""
+        return ()
 
     def settings(self) -> dict[str, str]:
         """Return this store's settings as the environment holds them."""
@@ -160,6 +166,8 @@ class Blobs:
         """Empty the page cache of what is read, and bring the programs back into it, as a server has them."""
         if not self.warm and forget_files():
             self.hq_backups("run_backup", self.store, "--dry-run")
+            if any((self.work / "backups").glob("*.tar.gz")):
+                self.hq_backups("restore_backup", self.store, "latest", *self.beside(), "--dry-run")
             for program in ("tar", "gzip"):
                 subprocess.run([program, "--version"], stdout=subprocess.DEVNULL, check=True)
 

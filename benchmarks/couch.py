@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.__main__ import MIB
@@ -51,10 +52,9 @@ class Couch(Blobs):
     store = "couch"
     bucket = BUCKET
 
-    def ours_restore(self) -> None:
-        """Unpack, everything checked and on the disk."""
-        words = ["restore_backup", "couch", "latest", "--target-dir", str(self.work / "tree")]
-        self.hq_backups(*words, "--noinput", "--confirm-env", "bench")
+    def beside(self) -> Sequence[str]:
+        """Have it unpacked only: no node runs here."""
+        return ("--target-dir", str(self.work / "tree"))
 
     def settings(self) -> dict[str, str]:
         """Return this store's settings as the environment holds them."""
