@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
-from hq_backups.engine.streams import PlainReader, write_all, write_out
+from hq_backups.engine.streams import PlainReader, write_file
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_DEPTH = 64
 """Directories below each other: deeper than any store's, and less than what removing a tree can take."""
 MAX_PART = 255
-WRITE_OUT = 4 << 20
 
 
 _USTAR = slice(257, 262)
@@ -146,13 +145,7 @@ def _write_file(plain: PlainReader, member: tarfile.TarInfo, path: Path) -> None
     try:
         # Not left to the umask: a cluster with group access must keep it.
         os.fchmod(fd, 0o600 | member.mode & 0o070)
-        begun = written = 0
-        for piece in plain.pieces(member.size):
-            write_all(fd, piece, path)
-            written += len(piece)
-            if written - begun >= WRITE_OUT or written == member.size:
-                write_out(fd, begun, written - begun)
-                begun = written
+        write_file(fd, plain.pieces(member.size), path)
     finally:
         os.close(fd)
 

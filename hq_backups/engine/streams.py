@@ -20,7 +20,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,9 @@ DEPTH = 8
 
 
 SYNC_EVERY = 64 << 20
+WRITE_OUT = 4 << 20
+LARGE = 128 << 10
+"""Bytes from which on a file that is unpacked is brought to the disk, and read, by itself."""
 
 
 class Readable(Protocol):
@@ -94,12 +97,25 @@ def write_pieces(fd: int, pieces: Sequence[bytes | memoryview], path: Path) -> N
         written = max(0, written - len(piece))
 
 
-def write_out(fd: int, start: int, length: int) -> None:
-    """Have the kernel begin to bring these bytes to the disk, and do not wait for it.
+def write_file(fd: int, pieces: Iterable[bytes | memoryview], path: Path) -> None:
+    """Write a file of which nothing is there, and have the kernel begin to bring it to the disk; raises DiskFull.
 
     Left to itself it begins when a tenth of memory is waiting: the disk would be idle first, and waited for later.
-    Linux begins to write what it is told to forget, and forgets only what is written (mm/fadvise.c).
+    Small files are left to it all the same, which puts many of them into one request.
     """
+    begun = written = 0
+    for piece in pieces:
+        write_all(fd, piece, path)
+        written += len(piece)
+        if written - begun >= WRITE_OUT:
+            _write_out(fd, begun, written - begun)
+            begun = written
+    if written >= LARGE and written > begun:
+        _write_out(fd, begun, written - begun)
+
+
+def _write_out(fd: int, start: int, length: int) -> None:
+    # Linux begins to write what it is told to forget, and forgets only what is written (mm/fadvise.c).
     os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 

@@ -22,7 +22,7 @@ from hq_backups.engine.blobs.tar import OWN
 from hq_backups.engine.blobs.unpack import Root, blobs, directory_mode, file_mode
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events
-from hq_backups.engine.streams import PlainReader, write_all
+from hq_backups.engine.streams import PlainReader, write_file
 
 _BATCH_FILES = 1000
 _BATCH_BYTES = 256 << 20
@@ -145,8 +145,7 @@ class _Merge:
         name = str(self.apart / str(self._number))
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            for piece in self.plain.pieces(member.size):
-                write_all(fd, piece, self.apart)
+            write_file(fd, self.plain.pieces(member.size), self.apart)
             os.fchmod(fd, file_mode(member.mode))
             os.utime(fd, (member.mtime, member.mtime))
         finally:

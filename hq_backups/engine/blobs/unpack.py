@@ -17,15 +17,12 @@ from typing import NamedTuple, Self
 
 from hq_backups.engine.blobs.headers import DIRECTORY, FILE, Member, inside, members
 from hq_backups.engine.errors import CorruptBackup, DiskFull, UnsafeArchive
-from hq_backups.engine.streams import PlainReader, write_all, write_out
+from hq_backups.engine.streams import LARGE, PlainReader, write_file
 
-WRITE_OUT = 4 << 20
 _BATCH_FILES, _BATCH_BYTES = 128, 512 << 10
 _DEPTH = 4
 """Batches that wait: with their bytes, what bounds memory."""
 _THREADS = 2
-_LARGE = 128 << 10
-"""Bytes from which a file is not held in memory."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -123,7 +120,7 @@ def unpack(plain: PlainReader, target: Path, root: Root) -> Unpacked:
             files += 1
             size += member.size
             path = os.path.join(top, key)
-            if member.size < _LARGE:
+            if member.size < LARGE:
                 data = plain.read(member.size)
                 if len(data) < member.size:
                     raise CorruptBackup("it ends in the middle of a file", name=plain.name)
@@ -155,15 +152,7 @@ def _write(
             raise DiskFull(path=target) from error
         raise
     try:
-        begun = written = 0
-        for piece in pieces:
-            write_all(fd, piece, target)
-            written += len(piece)
-            if written - begun >= WRITE_OUT:
-                write_out(fd, begun, written - begun)
-                begun = written
-        if member.size >= _LARGE:
-            write_out(fd, begun, written - begun)
+        write_file(fd, pieces, target)
         os.fchmod(fd, file_mode(member.mode))
         os.utime(fd, (member.mtime, member.mtime))
     finally:
