@@ -37,8 +37,9 @@ DEPTH = 8
 
 SYNC_EVERY = 64 << 20
 WRITE_OUT = 4 << 20
+"""Bytes of an unpacked file that are handed to the disk at once."""
 LARGE = 128 << 10
-"""Bytes from which on a file that is unpacked is brought to the disk, and read, by itself."""
+"""Bytes from which on a file is unpacked piece by piece and handed to the disk by itself."""
 
 
 class Readable(Protocol):

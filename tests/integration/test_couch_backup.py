@@ -112,24 +112,30 @@ def test_a_database_that_would_come_up_empty_is_no_backup(couch_node: Make, harm
     assert not host.leftovers()
 
 
+def refused_when(
+    host: CouchHost, monkeypatch: pytest.MonkeyPatch, harm: Callable[[], None], why: str
+) -> None:
+    """Demand that a backup fails and leaves nothing when harm is done between the snapshot and its reading."""
+    stream = copying.CouchStream
+
+    def harmed(*args: object) -> object:
+        made = stream(*args)  # type: ignore[arg-type]
+        harm()
+        return made
+
+    monkeypatch.setattr(copying, "CouchStream", harmed)
+    done = host.backup()
+    assert done.code is Exit.ERROR, done
+    assert why in done.error
+    assert not list(host.backups.glob("couchdb_*"))
+
+
 def test_a_file_that_gets_shorter_while_it_is_read_fails_the_run(
     couch_node: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = CouchHost(couch_node("t0"))
-    stream = copying.CouchStream
-
-    def cut(*args: object) -> object:
-        made = stream(*args)  # type: ignore[arg-type]
-        view = next(host.data.rglob("*.view"))
-        with view.open("r+b") as file:
-            file.truncate(100)
-        return made
-
-    monkeypatch.setattr(copying, "CouchStream", cut)
-    done = host.backup()
-    assert done.code is Exit.ERROR, done
-    assert "ends at byte 100" in done.error
-    assert not list(host.backups.glob("couchdb_*"))
+    view = next(host.data.rglob("*.view"))
+    refused_when(host, monkeypatch, lambda: os.truncate(view, 100), "ends at byte 100")
 
 
 @pytest.mark.parametrize(("pattern", "offset"), [("_dbs.couch", 4200), ("shards/*/commcarehq.*.couch", -40)])
@@ -137,22 +143,15 @@ def test_what_was_looked_at_is_what_passed(
     couch_node: Make, monkeypatch: pytest.MonkeyPatch, pattern: str, offset: int
 ) -> None:
     host = CouchHost(couch_node("t0"))
-    stream = copying.CouchStream
 
-    def flip(*args: object) -> object:
-        made = stream(*args)  # type: ignore[arg-type]
+    def flip() -> None:
         with next(host.data.glob(pattern)).open("r+b") as file:
             at = file.seek(offset, os.SEEK_SET if offset > 0 else os.SEEK_END)
             byte = file.read(1)[0]
             file.seek(at)
             file.write(bytes([byte ^ 1]))
-        return made
 
-    monkeypatch.setattr(copying, "CouchStream", flip)
-    done = host.backup()
-    assert done.code is Exit.ERROR, done
-    assert "another than when it began" in done.error
-    assert not list(host.backups.glob("couchdb_*"))
+    refused_when(host, monkeypatch, flip, "another than when it began")
 
 
 def test_another_directory_than_couchdb_s_is_refused(couch_node: Make) -> None:
