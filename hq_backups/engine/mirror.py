@@ -89,7 +89,14 @@ def _meaning(error: ProducerFailed, host: str, place: str) -> tuple[str, str]:
         return "rsync is not installed here", "apt-get install rsync"
     if "command not found" in said or f"status {_NOT_FOUND}" in said or "rsync: not found" in said:
         return f"rsync is not installed on {host} ({last})", f"{ssh} sudo apt-get install rsync"
-    if "Host key verification failed" in said or "Permission denied (" in said or status == _HOST_UNREACHED:
+    # When rsync meets the closed pipe before ssh has ended, its status is its own: what ssh said is left.
+    late = last.startswith("Connection ") and "timed out" in last
+    if (
+        "Host key verification failed" in said
+        or "Permission denied (" in said
+        or late
+        or status == _HOST_UNREACHED
+    ):
         return f"{host} cannot be reached by ssh without a password ({last})", f"Try it: {ssh} true"
     if "mkdir" in said or "Permission denied" in said:
         return f"the directory cannot be written there ({last})", f"{ssh} mkdir -p {shlex.quote(place)}"
