@@ -2,47 +2,116 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import random
+import signal
 import subprocess
-import threading
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hq_backups.engine.blobs import ahead
-from hq_backups.engine.blobs.ahead import Ahead, files
+from hq_backups.engine.blobs import asking
+from hq_backups.engine.blobs.ahead import Ahead
+from hq_backups.engine.blobs.asking import Ended, Passed, ask_ahead, ask_for, files, in_memory
+from tests.testbed.process import alive
+
+SIZE = 5000
+LIBC = ctypes.CDLL(None)
 
 
 def make(root: Path, *names: str) -> None:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * 5000)
+        path.write_bytes(b"x" * SIZE)
+
+
+def many(root: Path, count: int) -> None:
+    """Make files that cost nothing: one, under many names."""
+    make(root, "first")
+    for n in range(1, count):
+        os.link(root / "first", root / f"{n}")
+
+
+def listed(root: Path) -> list[str]:
+    return [os.path.relpath(os.fsdecode(entry.path), root) for entry in files(os.fsencode(root), b".ours-")]
+
+
+def forget(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def lies_in_memory(path: Path) -> bool:
+    """Ask mincore(2): to try to read without waiting makes Linux begin to read."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        resident = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE + 1))()
+        asked = LIBC.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), resident)
+        del first
+    assert asked == 0
+    return bool(resident[0] & 1)
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Tar(Passed):
+    """How far a tar is that passes some files only when it is waited for."""
+
+    def __init__(self, step: int = 0, size: int = SIZE) -> None:
+        self.files = self.bytes = 0
+        self._step, self._size = step, size
+
+    def look(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        if not self._step:
+            raise Ended
+        self.files += self._step
+        self.bytes += self._step * self._size
+
+
+@pytest.fixture
+def nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "in_memory", lambda batch: False)
 
 
 def test_files_come_in_the_order_in_which_tar_reads_them(tmp_path: Path) -> None:
     make(tmp_path, *(f"{n % 7}/{n % 3}/{n}" for n in range(200)), "top", "0/between")
     (tmp_path / "link").symlink_to("top")
     os.mkfifo(tmp_path / "pipe")
-    listed = subprocess.run(
+    seen = subprocess.run(
         ["tar", "--create", "--file=/dev/null", "--verbose", f"--directory={tmp_path}", "."],
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    regular = [
-        name.removeprefix("./") for name in listed if (tmp_path / name).is_file() and "link" not in name
-    ]
+    regular = [name.removeprefix("./") for name in seen if (tmp_path / name).is_file() and "link" not in name]
 
-    assert [os.path.relpath(path, tmp_path) for path in files(str(tmp_path), ".ours-")] == regular
+    assert listed(tmp_path) == regular
 
 
 def test_what_the_backup_leaves_out_is_not_asked_for_and_only_at_the_top(tmp_path: Path) -> None:
     make(tmp_path, ".ours-1/a", "b/.ours-2/c")
 
-    assert list(files(str(tmp_path), ".ours-")) == [str(tmp_path / "b/.ours-2/c")]
+    assert listed(tmp_path) == ["b/.ours-2/c"]
 
 
 def test_a_directory_that_is_not_there_is_as_good_as_empty(tmp_path: Path) -> None:
-    assert list(files(str(tmp_path / "gone"), ".ours-")) == []
+    assert listed(tmp_path / "gone") == []
 
 
 def test_directories_deeper_than_any_stack_are_walked_with_one_open_each(tmp_path: Path) -> None:
@@ -57,60 +126,89 @@ def test_directories_deeper_than_any_stack_are_walked_with_one_open_each(tmp_pat
     finally:
         os.close(here)
 
-    assert [path.count("/d") for path in files(str(tmp_path), ".ours-")] == [300]
+    assert [path.count("d/") for path in listed(tmp_path)] == [300]
 
 
-def test_it_asks_for_so_many_files_and_then_waits_for_tar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path, *(f"{n % 10}/{n}" for n in range(900)))
-    asked: list[str] = []
-    enough = threading.Semaphore(0)
+@pytest.mark.usefixtures("nothing_cached")
+class TestHowFar:
+    def test_so_many_files_are_asked_for_and_then_tar_is_waited_for(self, tmp_path: Path) -> None:
+        many(tmp_path, asking.FILES + 900)
+        asked: list[bytes] = []
 
-    def note(path: str) -> bool:
-        asked.append(path)
-        enough.release()
-        return True
+        with pytest.raises(Ended):
+            ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), lambda path: bool(asked.append(path)))
+        assert len(asked) == asking.FILES
 
-    monkeypatch.setattr(ahead, "_asked", note)
-    passed = [0]
-    looking = Ahead(tmp_path, lambda: passed[0], ".ours-")
-    try:
-        for _ in range(ahead._FILES):
-            assert enough.acquire(timeout=10)
-        more = 0
-        while enough.acquire(timeout=10 * ahead._PAUSE):
-            more += 1
-        assert more <= ahead._BATCH
-        passed[0] = 900 - ahead._FILES
-        for _ in range(900 - ahead._FILES - more):
-            assert enough.acquire(timeout=10)
-    finally:
-        looking.close()
+    def test_so_many_bytes_are_asked_for_and_then_tar_is_waited_for(self, tmp_path: Path) -> None:
+        make(tmp_path, *(f"{n}" for n in range(20)))
+        asked: list[bytes] = []
+
+        def large(path: bytes) -> int:
+            asked.append(path)
+            return asking.BYTES // 4
+
+        with pytest.raises(Ended):
+            ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), large)
+        assert len(asked) == 5
+
+    def test_every_file_is_asked_for_once_while_tar_goes_on(self, tmp_path: Path) -> None:
+        many(tmp_path, 3000)
+        asked: list[bytes] = []
+        tar = Tar(100, asking.BYTES // 700)
+
+        def large(path: bytes) -> int:
+            asked.append(path)
+            return asking.BYTES // 700
+
+        ask_ahead(os.fsencode(tmp_path), b".ours-", tar, large)
+        assert sorted(asked) == sorted(os.fsencode(tmp_path / name) for name in listed(tmp_path))
+        assert len(asked) == 3000
+
+    def test_what_tar_has_passed_is_not_asked_for(self, tmp_path: Path) -> None:
+        many(tmp_path, 3000)
+        tar, asked = Tar(), []
+        tar.files = 2000
+        ask_ahead(os.fsencode(tmp_path), b".ours-", tar, lambda path: bool(asked.append(path)))
+
+        assert len(asked) == 3000 - 2000 // asking.BATCH * asking.BATCH
+
+    def test_a_batch_is_asked_for_as_the_inodes_lie(self, tmp_path: Path) -> None:
+        names = [f"{n}" for n in range(300)]
+        random.Random(1).shuffle(names)
+        make(tmp_path, *names)
+        asked: list[bytes] = []
+        ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), lambda path: bool(asked.append(path)))
+
+        assert [os.stat(path).st_ino for path in asked] == sorted(os.stat(path).st_ino for path in asked)
 
 
 def test_files_that_lie_in_memory_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, *(f"{n}" for n in range(3000)))
-    asked: list[str] = []
-    monkeypatch.setattr(ahead, "_asked", lambda path: bool(asked.append(path)))
-    looking = Ahead(tmp_path, lambda: 0, ".ours-")
-    looking._passed = lambda: len(asked)
-    for thread in looking._threads:
-        thread.join(1)
-    looking.close()
+    many(tmp_path, 3000)
+    looked = 0
 
-    assert 0 < len(asked) < 1000
+    def looking(batch: object) -> bool:
+        nonlocal looked
+        looked += 1
+        return True
 
+    monkeypatch.setattr(asking, "in_memory", looking)
+    ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(1000), lambda path: pytest.fail("it was asked for"))
 
-def test_it_ends_at_once_when_it_is_closed(tmp_path: Path) -> None:
-    make(tmp_path, *(f"{n}" for n in range(2000)))
-    looking = Ahead(tmp_path, lambda: 0, ".ours-")
-    looking.close()
-
-    assert not any(thread.is_alive() for thread in looking._threads)
+    assert looked == 2
 
 
-@pytest.mark.parametrize("what", ["gone", "directory", "pipe", "link", "empty"])
+def test_what_is_in_memory_and_what_is_not_is_told_apart(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{n}" for n in range(100)))
+    batch = list(files(os.fsencode(tmp_path), b".ours-"))
+    assert in_memory(batch)
+
+    forget(tmp_path)
+    # A file system that is memory keeps them.
+    kept = lies_in_memory(tmp_path / "0")
+    assert in_memory(batch) is kept
+
+
+@pytest.mark.parametrize("what", ["gone", "directory", "pipe", "link", "empty", "unreadable"])
 def test_what_is_no_file_with_bytes_does_no_harm(what: str, tmp_path: Path) -> None:
     path = tmp_path / what
     if what == "directory":
@@ -121,5 +219,76 @@ def test_what_is_no_file_with_bytes_does_no_harm(what: str, tmp_path: Path) -> N
         path.symlink_to("elsewhere")
     elif what == "empty":
         path.touch()
+    elif what == "unreadable":
+        path.touch(mode=0)
 
-    assert ahead._asked(str(path)) in (True, False)
+    assert isinstance(ask_for(os.fsencode(path)), int)
+
+
+class TestTheProgram:
+    def test_files_are_in_memory_before_they_are_read(self, tmp_path: Path) -> None:
+        make(tmp_path, *(f"{n % 3}/späte \udce4 '{n}" for n in range(50)))
+        forget(tmp_path)
+        ahead = Ahead(tmp_path, ".ours-")
+        try:
+            until(lambda: all(lies_in_memory(path) for path in tmp_path.rglob("*") if path.is_file()))
+        finally:
+            ahead.close()
+
+    def test_it_goes_on_when_it_is_told_how_far_tar_is(self, tmp_path: Path) -> None:
+        many(tmp_path, 2 * asking.FILES)
+        forget(tmp_path)
+        ahead = Ahead(tmp_path, ".ours-")
+        try:
+            for passed in range(0, 2 * asking.FILES, 100):
+                ahead.passed(passed, passed * SIZE)
+            ahead.passed(2 * asking.FILES, 2 * asking.FILES * SIZE)
+            assert ahead._child is not None
+            assert ahead._child.wait(30)
+            assert ahead._child.reap() == 0
+        finally:
+            ahead.close()
+
+    def test_it_ends_at_once_when_it_is_closed(self, tmp_path: Path) -> None:
+        many(tmp_path, 2 * asking.FILES)
+        ahead = Ahead(tmp_path, ".ours-")
+        ahead.close()
+
+        assert ahead._child is not None
+        assert ahead._child.status == -signal.SIGKILL
+
+    def test_it_ends_when_the_backup_is_killed(self, tmp_path: Path) -> None:
+        many(tmp_path, 2 * asking.FILES)
+        code = (
+            "import sys, time; from pathlib import Path; from hq_backups.engine.blobs.ahead import Ahead;"
+            "ahead = Ahead(Path(sys.argv[1]), '.ours-'); print(ahead._child.pid, flush=True); time.sleep(60)"
+        )
+        backup = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+        with backup:
+            assert backup.stdout is not None
+            asks = int(backup.stdout.readline())
+            backup.kill()
+        until(lambda: not alive(asks))
+
+    def test_one_that_has_died_is_told_nothing_and_does_no_harm(self, tmp_path: Path) -> None:
+        ahead = Ahead(tmp_path, ".ours-")
+        assert ahead._child is not None
+        ahead._child.kill()
+        assert ahead._child.wait(30)
+        for passed in range(0, 10_000, 100):
+            ahead.passed(passed, passed)
+        ahead.close()
+
+    def test_one_that_does_not_listen_is_not_waited_for(self, tmp_path: Path) -> None:
+        ahead = Ahead(tmp_path, ".ours-")
+        assert ahead._child is not None
+        os.kill(ahead._child.pid, signal.SIGSTOP)
+        for passed in range(0, 10_000_000, 100):
+            ahead.passed(passed, passed)
+        ahead.close()
+
+    def test_a_backup_goes_on_without_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+        ahead = Ahead(tmp_path, ".ours-")
+        ahead.passed(1000, 1000)
+        ahead.close()

@@ -61,7 +61,7 @@ class BlobStream:
             ".",
         ]
         self._tar = _Tar(argv, self._judge)
-        self._ahead = Ahead(directory, lambda: self._watch.files, OWN)
+        self._ahead = Ahead(directory, OWN)
         self._buffer = memoryview(bytearray(_ROOMY))
         self._ready = memoryview(b"")
         self._kept = b""
@@ -93,6 +93,7 @@ class BlobStream:
                 return 0
             self._size += count
             out, begin = self._watch.take(view, kept + count)
+            self._ahead.passed(self._watch.files, self._watch.bytes)
             self._kept = bytes(view[begin : kept + count])
             if out:
                 return out
