@@ -276,7 +276,8 @@ def main() -> None:
     parser.add_argument(
         "--mib",
         type=int,
-        help=f"size of the data (default: {SERVER_MIB} of PostgreSQL, {FILES_MIB} of files)",
+        help=f"size of the data (default: {SERVER_MIB} of PostgreSQL, {FILES_MIB} of files; twice as much of files that"
+        " compress)",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(

@@ -75,7 +75,7 @@ def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
     with VersityGW(home / "s3") as s3:
         s3.make_bucket(BUCKET, versioned=False)
         packs = home / "packs"
-        size = make_databases(packs, mib, compressible=True)
+        size = make_databases(packs, 2 * mib, compressible=True)
         bench = Couch(home, s3, packs, warm)
         bench.compare_uploads(size, rounds)
         bench.compare_restores("Restore into a directory", size, rounds)

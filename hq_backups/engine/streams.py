@@ -36,6 +36,7 @@ DEPTH = 8
 
 
 SYNC_EVERY = 64 << 20
+"""Bytes of an artifact that are brought to the disk at once."""
 WRITE_OUT = 4 << 20
 """Bytes of an unpacked file that are handed to the disk at once."""
 LARGE = 128 << 10
@@ -120,6 +121,48 @@ def _write_out(fd: int, start: int, length: int) -> None:
     os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
+class _Sync:
+    """Brings a file to the disk while it grows: a disk that keeps up is not waited for at the end.
+
+    In a thread of its own, so that neither writing nor reading back stands still meanwhile.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._told = 0
+        self._failure: BaseException | None = None
+        self._due: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="hqb-sync", daemon=True)
+        self._thread.start()
+
+    def advance(self, size: int) -> None:
+        """Tell how many bytes stand in the file; raises what the disk answered that did not take some."""
+        if self._failure is not None:
+            raise self._failure
+        if size - self._told >= SYNC_EVERY:
+            self._told = size
+            self._due.put(True)
+
+    def finish(self) -> None:
+        """Stop; raises what the disk answered that did not take some: the kernel tells that once."""
+        self.stop()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Stop."""
+        self._due.put(False)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._due.get():
+            try:
+                os.fdatasync(self._fd)
+            except BaseException as error:
+                self._failure = error
+                return
+
+
 class ArtifactWriter:
     """Hashes, compresses and writes one artifact, in threads of its own, from buffers that it lends out."""
 
@@ -140,6 +183,7 @@ class ArtifactWriter:
         for _ in range(DEPTH):
             self._free.put(bytearray(CHUNK))
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._sync = _Sync(self._fd)
         self._thread = threading.Thread(target=self._run, name="hqb-writer", daemon=True)
         # Whoever fills the buffers must not wait for a hash: what is read from has a small pipe.
         self._hasher = threading.Thread(target=self._hash, name="hqb-plain-hash", daemon=True)
@@ -173,6 +217,7 @@ class ArtifactWriter:
     def close(self) -> None:
         """Stop the thread and close the file; what was written stays for the caller to remove."""
         self._stop(discard=True)
+        self._sync.stop()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -210,6 +255,8 @@ class ArtifactWriter:
                 self._free.put(buffer)
             if self._failure is None:
                 self._store((self._compressor.flush(),))
+            self._sync.finish()
+            if self._failure is None:
                 os.fsync(self._fd)
         except BaseException as error:
             self._failure = error
@@ -226,6 +273,7 @@ class ArtifactWriter:
             self._crc32 = codecs.crc32(piece, self._crc32)
         write_pieces(self._fd, packed, self.path)
         self._size += size
+        self._sync.advance(self._size)
         if self._on_written is not None:
             self._on_written(self._size)
 
@@ -276,9 +324,6 @@ class GrowingFile:
             return 0
         with memoryview(buffer)[:wanted] as view:
             count = os.preadv(self._fd, [view], self._position)
-        if self._position // SYNC_EVERY != (self._position + count) // SYNC_EVERY:
-            # A disk that keeps up is not waited for at the end.
-            os.fdatasync(self._fd)
         if not count:
             raise ReadBackFailed(
                 f"it ends at byte {self._position}, {self._available} were written", path=self.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import os
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hq_backups.engine import codecs
+from hq_backups.engine import codecs, streams
 from hq_backups.engine.errors import ConfigurationError, CorruptBackup, DiskFull, ReadBackFailed
 from hq_backups.engine.streams import CHUNK, ArtifactWriter, Digest, GrowingFile, PlainReader, ReadBack
 
@@ -46,6 +47,57 @@ def write(path: Path, data: bytes, codec: str = "gzip", *, damage: bool = False)
     finally:
         read_back.close()
         writer.close()
+
+
+class TestTheDisk:
+    """What is written is brought to the disk meanwhile; SYNC_EVERY is made small."""
+
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "SYNC_EVERY", 2 * CHUNK)
+
+    def test_it_is_told_to_write_before_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
+        write(tmp_path / "artifact", bytes(9 * CHUNK), "none")
+
+        assert len(synced) == 4
+        assert synced[0] >= 2 * CHUNK
+
+    def test_nobody_waits_for_it_but_the_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        read_back_all, written = threading.Event(), 9 * CHUNK
+        monkeypatch.setattr(
+            os, "fdatasync", lambda fd: read_back_all.wait(30) or pytest.fail("it stood still")
+        )
+        real = GrowingFile.readinto
+
+        def readinto(self: GrowingFile, buffer: bytearray) -> int:
+            count = real(self, buffer)
+            if self._position == written:
+                read_back_all.set()
+            return count
+
+        monkeypatch.setattr(GrowingFile, "readinto", readinto)
+        assert write(tmp_path / "artifact", bytes(written), "none").size == written
+
+    @pytest.mark.parametrize("at", [1, 4])
+    def test_what_it_does_not_take_is_no_backup(
+        self, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+
+        def fails(fd: int) -> None:
+            calls.append(fd)
+            if len(calls) == at:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fdatasync", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            write(tmp_path / "artifact", bytes(9 * CHUNK), "none")
+        assert len(calls) == at
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
 
 
 def read(path: Path, codec: str = "gzip", **options: int | None) -> tuple[bytes, Digest]:
