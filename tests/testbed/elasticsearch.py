@@ -71,8 +71,15 @@ class ElasticsearchNode(ChildService):
 
     name = "elasticsearch"
 
-    def __init__(self, version: int, workdir: Path, repositories: Path | None = None) -> None:
-        """Prepare to run a version in ``workdir``."""
+    def __init__(
+        self,
+        version: int,
+        workdir: Path,
+        repositories: Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare to run a version in ``workdir``; ``settings`` are added to its configuration."""
         super().__init__(workdir)
         self.version = version
         self.os_user = server_user()
@@ -80,6 +87,7 @@ class ElasticsearchNode(ChildService):
         self.data = workdir / "data"
         self.repositories = repositories or workdir / "repositories"
         self.transport = 0
+        self._settings = settings or {}
 
     @staticmethod
     def unavailable(version: int) -> str:
@@ -111,6 +119,7 @@ class ElasticsearchNode(ChildService):
                 logs=self.workdir / "logs",
                 repositories=self.repositories,
             )
+            + "".join(f"{name}: {value}\n" for name, value in self._settings.items())
         )
         (self.config / "log4j2.properties").write_text(
             "rootLogger.level = warn\nrootLogger.appenderRef.console.ref = console\nappender.console.type = Console\n"
