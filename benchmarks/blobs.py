@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from benchmarks import programs
 from benchmarks.__main__ import MIB, alternate, table
@@ -87,10 +88,7 @@ class Blobs:
     def tar_alone(self) -> None:
         """Do ``tar -cf - | cat > file``, and bring it to the disk."""
         with (self.work / "alone.tar").open("wb") as out:
-            tar = subprocess.Popen(["tar", "-cf", "-", "-C", self.data, "."], stdout=subprocess.PIPE)
-            subprocess.run(["cat"], stdin=tar.stdout, stdout=out, check=True)
-            if tar.wait():
-                raise SystemExit("tar failed")
+            self.tar_into(out)
             os.fsync(out.fileno())
 
     def ours_alone(self) -> None:
@@ -170,10 +168,14 @@ class Blobs:
     def read_once(self) -> None:
         """Have everything in the page cache, where it is to be warm: some machines page out what is not used."""
         if self.warm:
-            tar = subprocess.Popen(["tar", "-cf", "-", "-C", self.data, "."], stdout=subprocess.PIPE)
-            subprocess.run(["cat"], stdin=tar.stdout, stdout=subprocess.DEVNULL, check=True)
-            if tar.wait():
-                raise SystemExit("tar failed")
+            self.tar_into(subprocess.DEVNULL)
+
+    def tar_into(self, out: int | IO[bytes]) -> None:
+        """Do ``tar -cf - | cat``."""
+        tar = subprocess.Popen(["tar", "-cf", "-", "-C", self.data, "."], stdout=subprocess.PIPE)
+        subprocess.run(["cat"], stdin=tar.stdout, stdout=out, check=True)
+        if tar.wait():
+            raise SystemExit("tar failed")
 
     def forget(self) -> None:
         """Empty the page cache of what is read, and bring the programs back into it, as a server has them."""

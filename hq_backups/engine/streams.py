@@ -255,8 +255,7 @@ class ArtifactWriter:
                 self._free.put(buffer)
             if self._failure is None:
                 self._store((self._compressor.flush(),))
-            self._sync.finish()
-            if self._failure is None:
+                self._sync.finish()
                 os.fsync(self._fd)
         except BaseException as error:
             self._failure = error

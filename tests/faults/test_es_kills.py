@@ -22,8 +22,7 @@ from hq_backups.engine.elasticsearch.snapshot import Patience
 from hq_backups.engine.entry import run_job
 from hq_backups.engine.requests import BackupRequest, RestoreRequest, Selection, VerifyRequest
 from hq_backups.engine.stores import elasticsearch as store
-from tests.conftest import require_service
-from tests.integration.es_helpers import ENV, REPOSITORY, Host, contents, fill, host_of
+from tests.integration.es_helpers import ENV, REPOSITORY, Host, contents, fill, host_of, own_node
 from tests.testbed.elasticsearch import ElasticsearchNode
 from tests.testbed.places import server_user
 from tests.testbed.process import give, short_directory
@@ -31,15 +30,6 @@ from tests.testbed.process import give, short_directory
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.elasticsearch6, pytest.mark.faults]
 
 Send = Callable[[Cluster, str, str, Any, float], Any]
-
-
-@contextlib.contextmanager
-def own_node(version: int) -> Iterator[ElasticsearchNode]:
-    """Run a node of these tests' own, to be killed."""
-    reason = ElasticsearchNode.unavailable(version)
-    require_service(f"Elasticsearch {version}", not reason, reason)
-    with short_directory() as workdir, ElasticsearchNode(version, workdir / "es") as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

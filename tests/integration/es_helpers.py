@@ -15,6 +15,7 @@ import pytest
 from django.core.management import call_command
 from django.test import override_settings
 
+from tests.conftest import require_service
 from tests.testbed.elasticsearch import ElasticsearchNode
 from tests.testbed.process import short_directory
 
@@ -75,6 +76,15 @@ class Host:
     def repository(self) -> Path:
         """Return the directory that the snapshots lie in."""
         return self.node.repositories / str(self.settings["es_repository_location"])
+
+
+@contextmanager
+def own_node(version: int, **settings: str) -> Iterator[ElasticsearchNode]:
+    """Run a node of a test's own, with some settings of its own."""
+    reason = ElasticsearchNode.unavailable(version)
+    require_service(f"Elasticsearch {version}", not reason, reason)
+    with short_directory() as workdir, ElasticsearchNode(version, workdir / "es", settings=settings) as made:
+        yield made
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from hq_backups.engine.elasticsearch import room
 from hq_backups.engine.elasticsearch.client import Cluster
 from hq_backups.engine.events import utc_now
 from hq_backups.engine.snapshots import backup
-from tests.conftest import require_service
-from tests.integration.es_helpers import REPOSITORY, Ended, Host, contents, fill, host_of
+from tests.integration.es_helpers import REPOSITORY, Ended, Host, contents, fill, host_of, own_node
 from tests.testbed.elasticsearch import ElasticsearchNode
-from tests.testbed.process import give, short_directory
+from tests.testbed.process import give
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SIX = pytest.param("es6", marks=pytest.mark.elasticsearch6)
@@ -316,14 +315,7 @@ class TestOneAtATime:
     @pytest.fixture
     def roomy(self) -> Iterator[Host]:
         """Run a node that hears a request for a snapshot while it takes one: with 2 processors it has 1 thread."""
-        reason = ElasticsearchNode.unavailable(6)
-        require_service("Elasticsearch 6", not reason, reason)
-        threads = {"thread_pool.snapshot.max": "4"}
-        with (
-            short_directory() as place,
-            ElasticsearchNode(6, place / "es", settings=threads) as node,
-            host_of(node) as made,
-        ):
+        with own_node(6, **{"thread_pool.snapshot.max": "4"}) as node, host_of(node) as made:
             fill(node, documents=6)
             yield made
 

@@ -9,8 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ import pytest
 from hq_backups.engine.blobs import asking
 from hq_backups.engine.blobs.ahead import Ahead
 from hq_backups.engine.blobs.asking import Ended, Passed, ask_ahead, ask_for, files, in_memory
-from tests.testbed.process import alive
+from tests.testbed.process import alive, wait_until
 
 SIZE = 5000
 LIBC = ctypes.CDLL(None)
@@ -60,13 +58,6 @@ def lies_in_memory(path: Path) -> bool:
         del first
     assert asked == 0
     return bool(resident[0] & 1)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class Tar(Passed):
@@ -231,7 +222,8 @@ class TestTheProgram:
         forget(tmp_path)
         ahead = Ahead(tmp_path, ".ours-")
         try:
-            until(lambda: all(lies_in_memory(path) for path in tmp_path.rglob("*") if path.is_file()))
+            made = [path for path in tmp_path.rglob("*") if path.is_file()]
+            wait_until(lambda: all(map(lies_in_memory, made)), what="the files to be in memory")
         finally:
             ahead.close()
 
@@ -268,7 +260,7 @@ class TestTheProgram:
             assert backup.stdout is not None
             asks = int(backup.stdout.readline())
             backup.kill()
-        until(lambda: not alive(asks))
+        wait_until(lambda: not alive(asks), what="its end")
 
     def test_one_that_has_died_is_told_nothing_and_does_no_harm(self, tmp_path: Path) -> None:
         ahead = Ahead(tmp_path, ".ours-")

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from hq_backups.engine.blobs import asking
 from hq_backups.engine.child import Child
@@ -27,23 +28,23 @@ class Ahead:
         """Begin; ``skip`` is how names begin that tar leaves out."""
         self._told = 0
         self._child: Child | None = None
+        self._stdin: IO[bytes] | None = None
         argv: list[str | Path] = [sys.executable, "-I", "-S", asking.__file__, directory, skip]
         with contextlib.suppress(ProducerFailed):
             self._child = Child(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=None, user=None, cwd="/"
             )
-            if (stdin := self._child.popen.stdin) is not None:
-                os.set_blocking(stdin.fileno(), False)
+            self._stdin = self._child.popen.stdin
+        if self._stdin is not None:
+            os.set_blocking(self._stdin.fileno(), False)
 
     def passed(self, files: int, size: int) -> None:
         """Take how many files tar has passed, and how many bytes they had."""
-        if self._child is None or files - self._told < _STEP:
+        if self._stdin is None or files - self._told < _STEP:
             return
-        stdin = self._child.popen.stdin
         # A pipe that is full has news enough; one that is closed needs none.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            if stdin is not None:
-                os.write(stdin.fileno(), asking.TOLD.pack(files, size))
+            os.write(self._stdin.fileno(), asking.TOLD.pack(files, size))
         self._told = files
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Asks the kernel for the blobs that tar will read next: a program of its own, which shares no lock with the backup.
 
 ``python -I -S <this file> DIRECTORY SKIP``: walks the directory in tar's order, some files before it. Standard input
-tells how far tar is, as :data:`TOLD` each time, and when the backup ended, by its end. Nothing is read
-here, only asked for (posix_fadvise(2), POSIX_FADV_WILLNEED); whatever goes wrong is tar's to meet and to tell.
+tells how far tar is, as :data:`TOLD` each time, and when the backup ended, by its end. Files are only asked for
+(posix_fadvise(2), POSIX_FADV_WILLNEED), nothing is handed on; whatever goes wrong is tar's to meet and to tell.
 
 Files are asked for by their inodes' numbers, some hundreds at a time: where ext4 and XFS put files that were made one
 after another, they have both inodes and contents side by side, and a directory tells its names in any order.
@@ -66,7 +66,7 @@ class Passed:
 
     def wait(self) -> None:
         """Wait for the next that is told; raises Ended."""
-        # So few bytes are written whole or not at all (pipe(7), PIPE_BUF), and as many at once fit in a pipe's page.
+        # Whole ones come: each is written at once (pipe(7), PIPE_BUF), and a multiple of them is asked for.
         told = os.read(self._fd, TOLD.size << 12)
         if not told:
             raise Ended
@@ -145,8 +145,7 @@ def _next(entries: Scan) -> os.DirEntry[bytes] | None:
 
 def in_memory(batch: Sequence[os.DirEntry[bytes]]) -> bool:
     """Tell by a few of some files whether their beginnings lie in memory."""
-    # All of them are tried: what one of them lacks is being read already.
-    return not sum([_with(entry.path, _lacks) for entry in batch[::SAMPLE]])
+    return not any(_with(entry.path, _lacks) for entry in batch[::SAMPLE])
 
 
 def ask_for(path: bytes) -> int:
