@@ -7,6 +7,7 @@ there. A copy that fails is a warning: the backup is good without it.
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -23,12 +24,40 @@ CONNECT_SECONDS = 30
 PATIENCE_SECONDS = QUIET_SECONDS + CONNECT_SECONDS + 30
 _ARRIVING = ".~tmp~"
 """Where rsync collects what --delay-updates holds back; what a broken run left in it is removed with the rest."""
-_HOST_UNREACHED = 255
-"""What ssh exits with, and rsync after it (ssh(1), EXIT STATUS)."""
-_NOT_FOUND = 127
-_FILE_IO = 11
-"""What rsync exits with for an error while writing (rsync(1), EXIT VALUES)."""
 _NOT_THE_CAUSE = ("rsync error:", "rsync: connection unexpectedly", "Could not chdir to home directory")
+_FAILURES = (
+    (
+        re.compile(r"command not found|status 127\b|rsync: not found"),
+        127,
+        "rsync is not installed on {host} ({last})",
+        "{ssh} sudo apt-get install rsync",
+    ),
+    (
+        # When rsync meets the closed pipe before ssh has ended, its status is its own: what ssh said is left.
+        re.compile(
+            r"^ssh: |^Host key verification failed|Permission denied \([a-z]|^Connection (?:timed out|to .* timed out)",
+            re.M,
+        ),
+        255,
+        "{host} cannot be reached by ssh without a password ({last})",
+        "Try it: {ssh} true",
+    ),
+    (
+        re.compile(r"mkdir|Permission denied"),
+        None,
+        "the directory cannot be written there ({last})",
+        "{ssh} mkdir -p {place}",
+    ),
+    (
+        # The words of the other side are lost at times, rsync's own status is not.
+        re.compile(r"No space left on device|Disk quota exceeded"),
+        11,
+        "the disk there is full, or broken ({last})",
+        "{ssh} df -h {place}",
+    ),
+)
+"""What rsync and ssh said, what rsync exits with then (rsync(1), EXIT VALUES; ssh(1), EXIT STATUS), the cause, and what
+to type. The first counts of which either fits."""
 
 
 def copy(store: Store, directory: Path, events: Events) -> None:
@@ -83,27 +112,18 @@ def _send(argv: list[str]) -> None:
 def _meaning(error: ProducerFailed, host: str, place: str) -> tuple[str, str]:
     """Return what went wrong, and what to type."""
     status, said = error.facts.get("status"), str(error.facts.get("stderr") or error.facts.get("tail"))
-    last = _last_words(said)
-    ssh = f"sudo -u {accounts.me()} ssh {host}"
     if status == NOT_STARTED and "could not be started" in said:
         return "rsync is not installed here", "apt-get install rsync"
-    if "command not found" in said or f"status {_NOT_FOUND}" in said or "rsync: not found" in said:
-        return f"rsync is not installed on {host} ({last})", f"{ssh} sudo apt-get install rsync"
-    # When rsync meets the closed pipe before ssh has ended, its status is its own: what ssh said is left.
-    late = last.startswith("Connection ") and "timed out" in last
-    if (
-        "Host key verification failed" in said
-        or "Permission denied (" in said
-        or late
-        or status == _HOST_UNREACHED
-    ):
-        return f"{host} cannot be reached by ssh without a password ({last})", f"Try it: {ssh} true"
-    if "mkdir" in said or "Permission denied" in said:
-        return f"the directory cannot be written there ({last})", f"{ssh} mkdir -p {shlex.quote(place)}"
-    # The words of the other side are lost at times, rsync's own status is not.
-    if "No space left on device" in said or "Disk quota exceeded" in said or status == _FILE_IO:
-        return f"the disk there is full, or broken ({last})", f"{ssh} df -h {shlex.quote(place)}"
-    return last, f"Look there: {ssh} ls -la {shlex.quote(place)}"
+    words = {
+        "host": host,
+        "last": _last_words(said),
+        "ssh": f"sudo -u {accounts.me()} ssh {host}",
+        "place": shlex.quote(place),
+    }
+    for said_so, exited_so, cause, command in _FAILURES:
+        if status == exited_so or said_so.search(said):
+            return cause.format_map(words), command.format_map(words)
+    return words["last"], "Look there: {ssh} ls -la {place}".format_map(words)
 
 
 def _last_words(said: str) -> str:
