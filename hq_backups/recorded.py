@@ -19,7 +19,7 @@ from hq_backups.engine.errors import Exit, HQBackupsError
 from hq_backups.engine.judgement import MOST_GRACE, age_words
 from hq_backups.problems import ALERT, ERROR, Problem
 from hq_backups.reaper import KILLED
-from hq_backups.schedule import GRACE, Slot, Timetable, is_covered, timetable
+from hq_backups.schedule import COUNTS, GRACE, Slot, is_covered, timetable
 from hq_backups.watching import TITLES, VERBS, next_command, run_key
 
 if TYPE_CHECKING:
@@ -189,10 +189,10 @@ def _missed(
         return
     done = [Slot(store, type_, at) for type_, at in last.items()]
     for type_ in TYPES:
-        slot = _owed(table, type_, now)
+        slot = table.last(now - GRACE, type_)
         if slot is None or is_covered(slot, done) or born is None or born > slot.due:
             continue
-        newest = max((at for each, at in last.items() if each in _counts(type_)), default=None)
+        newest = max((at for each, at in last.items() if each in COUNTS[type_]), default=None)
         since = f"no {type_} backup for {age_words(now - newest)}" if newest else f"no {type_} backup at all"
         yield Problem(
             f"missed/{store}@{host}/{type_}",
@@ -204,14 +204,6 @@ def _missed(
             host,
             f"taken at {newest:%Y-%m-%d %H:%M} UTC, {age_words(now - newest)} old" if newest else "",
         )
-
-
-def _owed(table: Timetable, type_: str, now: datetime) -> Slot | None:
-    return table.last(now - GRACE, type_)
-
-
-def _counts(type_: str) -> tuple[str, ...]:
-    return ("daily", "weekly") if type_ == "daily" else (type_,)
 
 
 def idle_workers(resolved: Resolved, now: datetime) -> tuple[Problem, ...]:
