@@ -44,10 +44,8 @@ def node7() -> Iterator[ElasticsearchNode]:
         yield made
 
 
-SEVEN = pytest.param("node7", marks=pytest.mark.elasticsearch7)
-SEVEN_TOO = pytest.param("node7", marks=[pytest.mark.elasticsearch7, pytest.mark.slow])
+SEVEN = pytest.param("node7", marks=[pytest.mark.elasticsearch7, pytest.mark.slow])
 on_both = pytest.mark.parametrize("host", ["node6", SEVEN], indirect=True)
-on_both_in_time = pytest.mark.parametrize("host", ["node6", SEVEN_TOO], indirect=True)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
@@ -149,7 +147,7 @@ def test_a_node_that_dies_in_a_restore_has_the_old_data_back(
     assert host.restore("latest", "--indices", "forms").code in (0, 5)
 
 
-@on_both_in_time
+@on_both
 def test_an_index_that_a_killed_restore_left_red_is_made_anew_from_what_was_saved(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +237,7 @@ def test_an_operator_who_interrupts_leaves_no_snapshot(host: Host, monkeypatch: 
     host.good("run_backup", "elasticsearch")
 
 
-@on_both_in_time
+@on_both
 def test_a_snapshot_that_does_not_move_is_aborted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch, no_progress=1.0, poll=0.1)
     throttle(host, "1kb")
@@ -407,7 +405,7 @@ def killed_at(work: Job, point: tuple[str, int, str]) -> bool:
     return killed
 
 
-@on_both_in_time
+@on_both
 @points(("", 4, ""), ("PUT", 1, ""), ("", 1, "PUT"), ("", 3, "PUT"), ("/_stats", 1, "PUT"))
 def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is_good(
     host: Host, at_points: list[tuple[str, int, str]]
@@ -430,7 +428,7 @@ def test_a_backup_killed_at_any_request_leaves_the_last_good_one_and_the_next_is
 
 
 # cases: a trial of the backup, one of what saved it, then in place; users.2024: a trial, then in place.
-@on_both_in_time
+@on_both
 @points(
     ("_restore?", 1, ""), ("/_close", 1, ""), ("_restore?", 3, ""), ("_restore?", 4, ""), ("_restore?", 5, "")
 )

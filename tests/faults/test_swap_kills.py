@@ -15,6 +15,8 @@ from tests.testbed.process import short_directory
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
+IN_FULL = ("stopped", "test-fails")
+"""Scenarios whose steps are nearly those of another."""
 
 
 def sweep(kind: str, scenario: str) -> int:
@@ -33,7 +35,9 @@ def sweep(kind: str, scenario: str) -> int:
     return sweeps
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=pytest.mark.slow if name in IN_FULL else ()) for name in SCENARIOS]
+)
 def test_a_restore_killed_at_any_step_is_undone_whole(scenario: str) -> None:
     assert sweep("switch", scenario) > 50
 

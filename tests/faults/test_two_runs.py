@@ -64,6 +64,7 @@ def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: HostVict
         fake.plan(pause=1)
         with victim.engine(victim.backup()) as first:
             wait_until(lambda: fake.reached or not first.running, what="the middle of the backup")
+            assert first.running, first.wait()
             first.kill()
             first.process.wait()
             # Its producer stands still with the pipes open; one that writes into files is tied to the engine.

@@ -109,7 +109,7 @@ def repeat(model: type[Model], names: set[str], at: str) -> None:
         cursor.execute("ANALYZE")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.slow), "postgresql"], scope="module")
 def database(request: Any, django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     """Point Django at a database of its own, with the tables made."""
     settings = dict(connections[ALIAS].settings_dict)
