@@ -31,7 +31,7 @@ def stand():
     os.rename(os.path.join(HERE, "reached.new"), os.path.join(HERE, "reached"))
     while not os.path.exists(os.path.join(HERE, "go")):
         time.sleep(0.02)
-        if os.getppid() == 1:
+        if os.getppid() == 1 and not (plan.get("outlive") and os.path.exists(HERE)):
             sys.exit(9)
 
 def into(place):
@@ -113,8 +113,9 @@ class FakeProducer:
     def plan(self, **plan: Any) -> None:
         """Say how to die: ``bytes`` passed on (negative: all but so many), then status, signal, close, wait.
 
-        ``pause`` stands still after so many bytes, ``reached`` after all of them, until :meth:`go`. One that
-        writes into a directory knows only ``pause``, ``rate`` and ``status``.
+        ``pause`` stands still after so many bytes, ``reached`` after all of them, until :meth:`go`, or until the
+        engine is gone; with ``outlive`` also after that. One that writes into a directory knows only ``pause``,
+        ``rate`` and ``status``.
         """
         for name in ("reached", "go"):
             (self.directory / name).unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def test_a_second_run_is_told_who_holds_the_store(victim: HostVictim) -> None:
 
 def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: HostVictim, mode: str) -> None:
     with in_front(victim) as fake:
-        fake.plan(pause=1)
+        fake.plan(pause=1, outlive=True)
         with victim.engine(victim.backup()) as first:
             wait_until(lambda: fake.reached or not first.running, what="the middle of the backup")
             assert first.running, first.wait()
