@@ -26,10 +26,10 @@ testbed: ## fetch the real services that the tests use
 	@$(RUN) python -m tests.testbed.provision
 
 test: testbed ## run the tests, all but the long sweeps
-	@$(RUN) python -m pytest $(PARALLEL) --durations=20 -m "not slow" $(PYTEST_ARGS)
+	@$(RUN) python -m tests.testbed.disk python -m pytest $(PARALLEL) --durations=20 -m "not slow" $(PYTEST_ARGS)
 
 faults: testbed ## run the tests that kill, fill disks and damage files, long sweeps included
-	@$(RUN) python -m pytest --durations=20 -m faults $(PYTEST_ARGS)
+	@$(RUN) python -m tests.testbed.disk python -m pytest --durations=20 -m faults $(PYTEST_ARGS)
 
 bench: testbed ## measure speed and memory
 	@$(RUN) python -m benchmarks

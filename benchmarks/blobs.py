@@ -97,11 +97,11 @@ class Blobs:
 
     # Comparisons
 
-    def compare_uploads(self, size: int, rounds: int) -> None:
-        """Compare backups with the scripts', until they lie in the bucket."""
+    def compare_uploads(self, what: str, size: int, rounds: int) -> None:
+        """Compare backups of something with the scripts', until they lie in the bucket."""
         contenders = {"scripts": self.scripts, "hq_backups": self.ours}
         found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
-        table("Backup of what compresses, until it lies in the bucket", found, size, {})
+        table(f"Backup of {what}, until it lies in the bucket", found, size, {})
 
     def compare_writes(self, size: int, rounds: int) -> None:
         """Compare backups with tar alone, until they lie on the disk."""
@@ -209,12 +209,13 @@ def measure_blobs(home: Path, mib: int, rounds: int, warm: bool) -> None:
         forms, attachments = home / "forms", home / "attachments"
         # A backup's speed is that of stores much larger than what it does in the second that it takes to start.
         size = make_blobs(forms, 2 * mib, compressible=True)
-        Blobs(home, s3, forms, warm).compare_uploads(size, rounds)
+        Blobs(home, s3, forms, warm).compare_uploads("what compresses", size, rounds)
         size = make_blobs(attachments, mib, compressible=False)
         bench = Blobs(home, s3, attachments, warm)
         bench.compare_writes(size, rounds)
-        # Both together, as much of each: what a restore meets.
+        # Both together, as much of each: what a blob directory of HQ's has.
         for path in sorted(forms.iterdir())[::2]:
             path.rename(attachments / f"forms-{path.name}")
         size = sum(p.stat().st_size for p in attachments.rglob("*") if p.is_file())
-        bench.compare_restores("Restore", size, rounds)
+        bench.compare_uploads("both kinds", size, rounds)
+        bench.compare_restores("Restore of both kinds", size, rounds)

@@ -77,7 +77,7 @@ def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
         packs = home / "packs"
         size = make_databases(packs, 2 * mib, compressible=True)
         bench = Couch(home, s3, packs, warm)
-        bench.compare_uploads(size, rounds)
+        bench.compare_uploads("what compresses", size, rounds)
         bench.compare_restores("Restore into a directory", size, rounds)
         random_ = home / "random"
         size = make_databases(random_, mib, compressible=False)

@@ -11,9 +11,11 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from tests.conftest import require_service
+from tests.testbed.disk import is_slow, own_disk, run
 from tests.testbed.places import IS_ROOT, bin_dirs, python_reachable
-from tests.testbed.process import as_user
+from tests.testbed.process import SHORT_PLACE, as_user
 from tests.testbed.s3 import MotoServer, S3Service, VersityGW
+from tests.testbed.system import tmpfs, tmpfs_unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,3 +222,37 @@ def test_other_users_can_run_the_fetched_servers() -> None:
         argv = [str(path / "postgres"), "--version"]
         done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=True, **as_user("nobody"))
         assert f" {version}." in done.stdout
+
+
+class TestOwnDisk:
+    """The disk that a run of the tests has for itself where /tmp is slow."""
+
+    @pytest.fixture(autouse=True)
+    def needs_mounts(self) -> None:
+        """Demand root and mount(8)."""
+        reason = tmpfs_unavailable()
+        require_service("mounts", not reason, reason)
+
+    def test_it_is_there_for_everybody_and_gone_with_the_program(self, tmp_path: Path) -> None:
+        """Run a program on one; what it leaves there, a server too, is nobody's afterwards."""
+        with own_disk(tmp_path) as place:
+            assert place is not None
+            assert os.path.ismount(place)
+            assert not is_slow(place)
+            assert os.listdir(tmp_path) == []
+            script = f'test -w "${SHORT_PLACE}" && touch "${SHORT_PLACE}/left" && exit 7'
+            assert run(["sh", "-c", script], place) == 7
+            assert (place / "left").exists()
+        assert not place.exists()
+
+    def test_without_room_or_tools_the_tests_run_in_tmp(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Offer a disk that is too small, and a machine without mkfs.ext4."""
+        with tmpfs("1m") as small, own_disk(small) as place:
+            assert place is None
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with own_disk(tmp_path) as place:
+            assert place is None
+        assert "no disk of its own" in capfd.readouterr().err
+        assert os.listdir(tmp_path) == []

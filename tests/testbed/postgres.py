@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from tests.testbed.places import bin_dirs, client_bin_dir, server_user
 from tests.testbed.process import (
-    DIRECTORY_PREFIX,
     LOOPBACK,
     ServiceError,
     alive,
@@ -21,6 +20,7 @@ from tests.testbed.process import (
     exists,
     free_port,
     give,
+    new_directory,
     tail,
     wait_until,
 )
@@ -100,8 +100,7 @@ class PostgresServer:
                 inside.mkdir(exist_ok=True)
                 self._socket_dir = inside
             else:
-                made = tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir="/tmp")
-                self._socket_dir = Path(made)
+                self._socket_dir = new_directory()
             self._socket_dir.chmod(0o755)
             give(self._socket_dir, self.os_user)
         return self._socket_dir

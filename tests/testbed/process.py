@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DIRECTORY_PREFIX = "hqb-"
+SHORT_PLACE = "HQ_BACKUPS_TESTS_DIRECTORY"
+"""Names where short directories are made: a Unix socket's address has room for 107 bytes."""
 
 
 class ServiceError(RuntimeError):
@@ -118,14 +120,21 @@ def run_here(*argv: str | Path, log: Path | None = None) -> None:
             raise ServiceError(msg)
 
 
+def new_directory() -> Path:
+    """Make a short temporary directory that every user can pass through."""
+    place = os.environ.get(SHORT_PLACE, "/tmp")
+    path = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir=place))
+    path.chmod(0o755)
+    return path
+
+
 @contextlib.contextmanager
 def short_directory(os_user: str | None = None) -> Iterator[Path]:
     """Make a short temporary directory that every user can pass through, removed after.
 
     pytest's own are 0700 and too long for a Unix socket's address.
     """
-    path = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir="/tmp"))
-    path.chmod(0o755)
+    path = new_directory()
     give(path, os_user)
     try:
         yield path

@@ -25,12 +25,10 @@ def abandoned(path: Path) -> bool:
 
 def sweep() -> None:
     """Remove what killed sessions left: servers, mounts, directories, clusters and sudo rules."""
+    # In /tmp whatever this session uses: a disk of a killed session's own is mounted there too.
     left = [path for path in Path("/tmp").glob(f"{DIRECTORY_PREFIX}*") if abandoned(path)]
     for path in left:
-        for lock in path.rglob("postmaster.pid"):
-            _end_server(lock)
-        for state in path.glob("state.json"):
-            _end_node(state)
+        end_servers(path)
         if IS_ROOT and os.path.ismount(path):
             with contextlib.suppress(ServiceError):
                 run_here("umount", "--lazy", path)
@@ -42,6 +40,14 @@ def sweep() -> None:
             shutil.rmtree(path, ignore_errors=True)
             log = f"postgresql-{path.parent.name}-{path.name}.log"
             (Path("/var/log/postgresql") / log).unlink(missing_ok=True)
+
+
+def end_servers(path: Path) -> None:
+    """End the servers that sessions have left below a directory."""
+    for lock in path.rglob("postmaster.pid"):
+        _end_server(lock)
+    for state in (*path.glob("state.json"), *path.glob(f"{DIRECTORY_PREFIX}*/state.json")):
+        _end_node(state)
 
 
 def _end_node(state: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.testbed.places import IS_ROOT, user_exists
-from tests.testbed.process import DIRECTORY_PREFIX, ServiceError, run_here
+from tests.testbed.process import ServiceError, new_directory, run_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +74,7 @@ class SudoRules:
 @contextlib.contextmanager
 def tmpfs(size: str, *, mode: int = 0o755) -> Iterator[Path]:
     """Mount an empty filesystem of a size such as "8m" and take it away after."""
-    path = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir="/tmp"))
-    path.chmod(0o755)
+    path = new_directory()
     try:
         run_here("mount", "-t", "tmpfs", "-o", f"size={size},mode={mode:o}", "tmpfs", path)
         try:
