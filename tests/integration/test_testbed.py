@@ -240,9 +240,12 @@ class TestOwnDisk:
             assert os.path.ismount(place)
             assert not is_slow(place)
             assert os.listdir(tmp_path) == []
-            script = f'test -w "${SHORT_PLACE}" && touch "${SHORT_PLACE}/left" && exit 7'
+            script = f'test -w "${SHORT_PLACE}" && mkdir "${SHORT_PLACE}/left" && exit 7'
             assert run(["sh", "-c", script], place) == 7
-            assert (place / "left").exists()
+            # What tests take for a server's, and is none.
+            for number, content in enumerate(("", "1", "x\ny\n", "1\n/proc\n")):
+                (place / "left" / f"{number}").mkdir()
+                (place / "left" / f"{number}" / "postmaster.pid").write_text(content)
         assert not place.exists()
 
     def test_without_room_or_tools_the_tests_run_in_tmp(

@@ -64,9 +64,11 @@ def own_disk(room: Path) -> Iterator[Path | None]:
         try:
             yield place
         finally:
-            # The program may have been killed.
-            end_servers(place)
-            run_here("umount", "--lazy", place)
+            try:
+                # The program may have been killed.
+                end_servers(place)
+            finally:
+                run_here("umount", "--lazy", place)
     finally:
         place.rmdir()
 

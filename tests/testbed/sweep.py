@@ -59,7 +59,7 @@ def _end_node(state: Path) -> None:
 
 def _end_server(lock: Path) -> None:
     """End the postmaster that a lock file names, if it is still that one."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         words = lock.read_text().splitlines()
         pid, data_dir = int(words[0]), words[1]
         if Path(f"/proc/{pid}/cwd").resolve() == Path(data_dir).resolve():
