@@ -166,7 +166,7 @@ def test_a_superuser_of_another_name(fresh_pg: Fresh) -> None:
     "command",
     [
         pytest.param("false", id="fails", marks=[pytest.mark.slow, pytest.mark.faults]),
-        pytest.param("sleep 3600", id="hangs"),
+        pytest.param("exec sleep 120", id="hangs"),
     ],
 )
 def test_an_archive_that_is_not_served_stops_no_backup(command: str, fresh_pg: Fresh) -> None:

@@ -25,7 +25,7 @@ from tests.testbed.places import IS_ROOT
 from tests.testbed.process import DIRECTORY_PREFIX, SHORT_PLACE, ServiceError, run_here
 from tests.testbed.sweep import end_servers
 
-MOST, LEAST = 32 << 30, 8 << 30
+MOST, LEAST = 32 << 30, 16 << 30
 """Bytes that it may come to hold; the file takes what was written."""
 
 
