@@ -3,6 +3,7 @@ PYTHON ?= python3
 RUN := $(PYTHON) -I tests/testbed/bootstrap.py
 # Three at a time on two cores: most tests wait for a server or a child.
 PYTEST_ARGS ?=
+PYTEST := $(RUN) python -m tests.testbed.disk python -m pytest --durations=20
 PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -26,10 +27,10 @@ testbed: ## fetch the real services that the tests use
 	@$(RUN) python -m tests.testbed.provision
 
 test: testbed ## run the tests, all but the long sweeps
-	@$(RUN) python -m tests.testbed.disk python -m pytest $(PARALLEL) --durations=20 -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) $(PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 faults: testbed ## run the tests that kill, fill disks and damage files, long sweeps included
-	@$(RUN) python -m tests.testbed.disk python -m pytest --durations=20 -m faults $(PYTEST_ARGS)
+	@$(PYTEST) -m faults $(PYTEST_ARGS)
 
 bench: testbed ## measure speed and memory
 	@$(RUN) python -m benchmarks

@@ -88,11 +88,11 @@ def test_a_backup_killed_between_any_two_steps(in_bucket: Victim) -> None:
     renames = [n for n, step in enumerate(steps, 1) if step.startswith("rename")]
     assert len(renames) >= 5, steps
     # From behind: the artifact's and the manifest's rename come first.
-    for step in reversed(chosen(steps, ("rename",), 4)):
+    for step in reversed(chosen(steps, ("rename",), 6)):
         chain.killed({"kill": step})
         if SWEEP:
             chain.ended()
-    for step in chosen(steps, ("fsync", "unlink"), 1) if not SWEEP else ():
+    for step in chosen(steps, ("fsync", "unlink"), 2) if not SWEEP else ():
         chain.killed({"kill": step})
     chain.ended()
 
@@ -151,10 +151,10 @@ def test_an_upload_killed_at_any_request_is_repeated_once(to_send: Victim) -> No
     (entry,) = to_send.good()
     requests = [
         ("CreateMultipartUpload", "after"),
+        ("UploadPart", "after"),
         ("CompleteMultipartUpload", "after"),
-        ("PutObject", "before"),
     ]
-    for operation, moment in [*requests, ("UploadPart", "after")] if SWEEP else requests:
+    for operation, moment in [*requests, ("PutObject", "before")]:
         assert to_send.run(to_send.upload(), {"s3": [operation, moment]}).killed
         to_send.assert_survived({entry["run"]})
         assert to_send.good("s3") == []
@@ -272,7 +272,7 @@ def test_a_restore_killed_between_any_two_steps(own_victim: Callable[..., Victim
     ]
     assert len(moves) == 2, steps
     # Before the old data are set aside, between the two renames, and after the second one.
-    some = chosen(steps, (), 0) if SWEEP else [moves[0], moves[1], moves[1] + 1]
+    some = chosen(steps, (), 0) if SWEEP else [moves[0], moves[1], moves[1] + 1, len(steps)]
     for step in some:
         assert victim.run(victim.restore(), {"kill": step}).killed
         victim.settled()

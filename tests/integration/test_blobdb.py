@@ -143,7 +143,7 @@ def big_tree(victim: BlobVictim, files: int, large: int) -> None:
 
 @pytest.mark.parametrize(
     ("files", "large"),
-    [(2_000, 32 << 20), pytest.param(200_000, 3 << 30, marks=(pytest.mark.slow, pytest.mark.faults))],
+    [(5_000, 64 << 20), pytest.param(200_000, 3 << 30, marks=(pytest.mark.slow, pytest.mark.faults))],
 )
 def test_many_small_blobs_and_a_large_one_in_little_memory(blobs: BlobVictim, files: int, large: int) -> None:
     big_tree(blobs, files, large)

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from tests.conftest import require_service
+from tests.testbed import disk
 from tests.testbed.disk import is_slow, own_disk, run
 from tests.testbed.places import IS_ROOT, bin_dirs, python_reachable
 from tests.testbed.process import SHORT_PLACE, as_user
@@ -228,10 +229,11 @@ class TestOwnDisk:
     """The disk that a run of the tests has for itself where /tmp is slow."""
 
     @pytest.fixture(autouse=True)
-    def needs_mounts(self) -> None:
-        """Demand root and mount(8)."""
+    def needs_mounts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Demand root, mount(8), and no more room than a run's own disk may have left."""
         reason = tmpfs_unavailable()
         require_service("mounts", not reason, reason)
+        monkeypatch.setattr(disk, "LEAST", 1 << 30)
 
     def test_it_is_there_for_everybody_and_gone_with_the_program(self, tmp_path: Path) -> None:
         """Run a program on one; what it leaves there, a server too, is nobody's afterwards."""

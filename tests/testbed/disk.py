@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.testbed.places import IS_ROOT
-from tests.testbed.process import DIRECTORY_PREFIX, SHORT_PLACE, ServiceError, run_here
+from tests.testbed.process import DIRECTORY_PREFIX, SHORT_PLACE, ServiceError, new_directory, run_here
 from tests.testbed.sweep import end_servers
 
 MOST, LEAST = 32 << 30, 16 << 30
@@ -44,33 +44,34 @@ def own_disk(room: Path) -> Iterator[Path | None]:
     if size < LEAST:
         yield None
         return
-    # Named like a session's directory: what a killed one leaves, the next one's sweep finds.
-    place = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-", dir="/tmp"))
+    with contextlib.ExitStack() as stack:
+        # Named like a session's directory: what a killed one leaves, the next one's sweep finds.
+        place = new_directory()
+        stack.callback(place.rmdir)
+        mounted = _mount(place, room, size)
+        if mounted:
+            stack.callback(run_here, "umount", "--lazy", place)
+            # The program may have been killed.
+            stack.callback(end_servers, place)
+            place.chmod(0o1777)
+        yield place if mounted else None
+
+
+def _mount(place: Path, room: Path, size: int) -> bool:
+    """Mount a new ext4 of some bytes in a file without a name; say why it cannot be."""
     handle, image = tempfile.mkstemp(prefix=DIRECTORY_PREFIX, dir=room)
     try:
-        try:
-            os.truncate(handle, size)
-            run_here("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "has_journal", image)
-            run_here("mount", "-o", "loop,noatime,noinit_itable", image, place)
-        except (OSError, ServiceError) as error:
-            print(f"testbed: no disk of its own for the tests: {error}", file=sys.stderr)
-            yield None
-            return
-        finally:
-            # It stays as long as it is mounted.
-            os.unlink(image)
-            os.close(handle)
-        place.chmod(0o1777)
-        try:
-            yield place
-        finally:
-            try:
-                # The program may have been killed.
-                end_servers(place)
-            finally:
-                run_here("umount", "--lazy", place)
+        os.truncate(handle, size)
+        run_here("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "has_journal", image)
+        run_here("mount", "-o", "loop,noatime,noinit_itable", image, place)
+    except (OSError, ServiceError) as error:
+        print(f"testbed: no disk of its own for the tests: {error}", file=sys.stderr)
+        return False
     finally:
-        place.rmdir()
+        # It stays as long as it is mounted.
+        os.unlink(image)
+        os.close(handle)
+    return True
 
 
 def run(argv: Sequence[str], place: Path | None) -> int:
