@@ -2,8 +2,8 @@
 
 The plan is JSON: ``kill`` (die by -9 right before the n-th call that changes something), ``log`` (write the
 calls down instead), ``s3`` (an operation, and die ``before`` or ``after`` it), ``patience`` (seconds that S3 is
-tried for), ``clock`` (seconds to add to the clock), ``hold`` (plain bytes of a backup after which it stands still,
-the file that it makes then, and the one that lets it go on).
+tried for), ``clock`` (seconds to add to the clock), ``reader`` (the program that reads blobs), ``hold`` (plain bytes
+of a backup after which it stands still, the file that it makes then, and the one that lets it go on).
 """
 
 from __future__ import annotations
@@ -128,6 +128,10 @@ def arm(plan: dict[str, Any]) -> None:
         kill_at_request(*plan["s3"])
     if "hold" in plan:
         hold_after(*plan["hold"])
+    if "reader" in plan:
+        from hq_backups.engine.blobs import stream
+
+        stream.PROGRAM = (plan["reader"],)
     if "patience" in plan:
         from hq_backups.engine.repository import s3_client
 

@@ -1,11 +1,11 @@
-"""A program called pg_basebackup or pg_dumpall that runs the real one and dies the way it is told to."""
+"""A program in the place of a producer, which runs the real one and dies the way it is told to."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import json, os, signal, subprocess, sys, time
 REAL = {real!r}
 HERE = os.path.dirname(os.path.abspath(__file__))
 if sys.argv[1:2] == ["--version"]:
-    os.execv(REAL, [REAL, "--version"])
+    os.execv(REAL[0], [*REAL, "--version"])
 with open(os.path.join(HERE, "plan.json")) as file:
     plan = json.load(file)
-if "rate" in plan and os.path.basename(REAL) == "pg_basebackup":
-    os.execv(REAL, [REAL, *sys.argv[1:], "--max-rate", plan["rate"]])
+if "rate" in plan and os.path.basename(REAL[0]) == "pg_basebackup":
+    os.execv(REAL[0], [*REAL, *sys.argv[1:], "--max-rate", plan["rate"]])
 PIECE = 1 << 16 if "rate" in plan else 1 << 20
 
 def stand():
@@ -40,7 +40,7 @@ def into(place):
 
     die = ctypes.CDLL(None).prctl
     slowly = ["--max-rate", "32M"] if "pause" in plan else []
-    child = subprocess.Popen([REAL, *sys.argv[1:], *slowly], stdin=subprocess.DEVNULL, preexec_fn=lambda: die(1, 9))
+    child = subprocess.Popen([*REAL, *sys.argv[1:], *slowly], stdin=subprocess.DEVNULL, preexec_fn=lambda: die(1, 9))
     while "pause" in plan and child.poll() is None:
         files = os.scandir(place) if os.path.isdir(place) else ()
         if sum(file.stat().st_size for file in files) >= plan["pause"]:
@@ -56,7 +56,10 @@ if place != "-":
     into(place)
     sys.exit(plan.get("status", 0))
 
-child = subprocess.Popen([REAL, *sys.argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+# With the descriptors that it is told of.
+child = subprocess.Popen(
+    [*REAL, *sys.argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, close_fds=False
+)
 limit = plan.get("bytes")
 if limit is not None and limit < 0:
     # Counted from the end: everything is held back by that much.
@@ -100,14 +103,14 @@ sys.exit(plan.get("status", 0))
 
 
 class FakeProducer:
-    """A bin_dir with the program, and the plan that it reads."""
+    """A directory with the program, and the plan that it reads."""
 
-    def __init__(self, directory: Path, real: Path) -> None:
+    def __init__(self, directory: Path, real: Sequence[str]) -> None:
         self.directory = directory
-        self.program = directory / real.name
+        self.program = directory / Path(real[-1]).name
         directory.mkdir(mode=0o777)
         directory.chmod(0o777)
-        self.program.write_text(SOURCE.format(python=sys.executable, real=str(real)))
+        self.program.write_text(SOURCE.format(python=sys.executable, real=list(real)))
         self.program.chmod(0o755)
 
     def plan(self, **plan: Any) -> None:
@@ -137,10 +140,10 @@ class FakeProducer:
 @contextmanager
 def in_front(victim: HostVictim) -> Iterator[FakeProducer]:
     """Put a fake producer in front of the real one of a victim."""
-    made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.server.bin_dir / victim.producer)
-    victim.options["bin_dir"] = str(made.directory)
+    made = FakeProducer(victim.home / f"bin-{secrets.token_hex(3)}", victim.real_producer())
+    victim.stand_in(made.program)
     yield made
-    victim.options.clear()
+    victim.stand_in(None)
 
 
 @contextmanager

@@ -205,8 +205,7 @@ def test_a_server_stopped_at_once_in_the_middle_leaves_nothing(
 def test_what_it_writes_to_its_error_output_never_blocks_it(attacked: HostVictim, fake: FakeProducer) -> None:
     fake.plan(say="x" * (4 * MIB) + "\nthe last word\n", status=1)
     said = attacked.run(attacked.backup()).expect(1)
-    # What tar says is read word by word: the first that is not understood is told.
-    assert ("not understood" if attacked.producer == "tar" else "the last word") in said.errors
+    assert "the last word" in said.errors
     assert len(said.stdout) < 100_000
 
 

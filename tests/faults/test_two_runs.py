@@ -69,7 +69,7 @@ def test_a_killed_run_holds_nothing_though_its_children_live_on(victim: HostVict
             first.process.wait()
             # Its producer stands still with the pipes open; one that writes into files is tied to the engine.
             assert victim.leftovers() or mode == "tablespaces"
-            victim.options.clear()
+            victim.stand_in(None)
             victim.run(victim.backup()).expect(0)
             fake.go()
     victim.assert_clean()

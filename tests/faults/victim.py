@@ -233,6 +233,16 @@ class HostVictim(Victim):
     def is_filling(self, said: Sequence[Mapping[str, Any]]) -> bool:
         """Tell whether a restore that has ``said`` so much has begun to fill its new directories."""
 
+    def real_producer(self) -> Sequence[str]:
+        """Return the command of the program whose output is the backup."""
+        return [str(self.server.bin_dir / self.producer)]
+
+    def stand_in(self, program: Path | None) -> None:
+        """Have a program run in the producer's place, or no longer."""
+        self.options.clear()
+        if program is not None:
+            self.options["bin_dir"] = str(program.parent)
+
     def unfit(self) -> AbstractContextManager[None]:
         """Make the data such that no backup of them is good, for the length of a block."""
         raise NotImplementedError

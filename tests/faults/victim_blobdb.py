@@ -10,7 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hq_backups.engine.config import Retention, StoreConfig
+from hq_backups.engine.blobs.stream import PROGRAM
+from hq_backups.engine.config import Job, Retention, StoreConfig
+from tests.faults.engine_process import Engine
 from tests.faults.victim import HostVictim, processes
 from tests.testbed.places import server_user
 from tests.testbed.process import give
@@ -21,7 +23,6 @@ MIB = 1 << 20
 class BlobDirectory:
     """Where blobs lie; nothing runs."""
 
-    bin_dir = Path("/usr/bin")
     running = True
 
     def __init__(self, workdir: Path, os_user: str | None = None) -> None:
@@ -64,11 +65,23 @@ class BlobVictim(HostVictim):
 
     store = "blobdb"
     mode = "tar"
-    producer = "tar"
+    producer = "reading.py"
     megabytes = 40
-    programs = frozenset({"tar"})
+    programs = frozenset()
     link = 5_000
     server: BlobDirectory
+    _stand_in: Path | None = None
+
+    def real_producer(self) -> Sequence[str]:
+        return PROGRAM
+
+    def stand_in(self, program: Path | None) -> None:
+        self._stand_in = program
+
+    def engine(self, job: Job, plan: Mapping[str, Any] | None = None) -> Engine:
+        if self._stand_in is not None and job.verb == "backup":
+            plan = {**(plan or {}), "reader": str(self._stand_in)}
+        return super().engine(job, plan)
 
     @classmethod
     def serve(cls, workdir: Path, template: Callable[[int], Path]) -> BlobDirectory:
@@ -112,7 +125,7 @@ class BlobVictim(HostVictim):
         return [
             f"process {pid}: {words}"
             for pid, words in processes()
-            if "tar --" in words and any(place in words for place in places)
+            if self.producer in words and any(place in words for place in places)
         ]
 
 

@@ -1,21 +1,27 @@
-"""Asking the kernel for blobs before tar reads them: in tar's order, never too far, and of no harm."""
+"""Asking the kernel for blobs before they are read: in the same order, never too far, and of no harm."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import io
 import mmap
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from hq_backups.engine.blobs import asking
+from hq_backups.engine.blobs import asking, reading
 from hq_backups.engine.blobs.ahead import Ahead
 from hq_backups.engine.blobs.asking import Ended, Passed, ask_ahead, ask_for, files, in_memory
+from hq_backups.engine.blobs.stream import BlobStream
+from hq_backups.engine.events import Events
 from tests.testbed.process import alive, wait_until
 
 SIZE = 5000
@@ -60,8 +66,8 @@ def lies_in_memory(path: Path) -> bool:
     return bool(resident[0] & 1)
 
 
-class Tar(Passed):
-    """How far a tar is that passes some files only when it is waited for."""
+class Slow(Passed):
+    """How far a reader is that passes some files only when it is waited for."""
 
     def __init__(self, step: int = 0, size: int = SIZE) -> None:
         self.files = self.bytes = 0
@@ -82,17 +88,21 @@ def nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "in_memory", lambda batch: False)
 
 
-def test_files_come_in_the_order_in_which_tar_reads_them(tmp_path: Path) -> None:
+def test_files_come_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:
     make(tmp_path, *(f"{n % 7}/{n % 3}/{n}" for n in range(200)), "top", "0/between")
     (tmp_path / "link").symlink_to("top")
     os.mkfifo(tmp_path / "pipe")
-    seen = subprocess.run(
-        ["tar", "--create", "--file=/dev/null", "--verbose", f"--directory={tmp_path}", "."],
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    regular = [name.removeprefix("./") for name in seen if (tmp_path / name).is_file() and "link" not in name]
+    with contextlib.closing(BlobStream(tmp_path, Events(lambda _: None))) as stream:
+        archive = b"".join(iter(functools.partial(some, stream), b""))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        regular = [member.name.removeprefix("./") for member in tar if member.isreg()]
 
     assert listed(tmp_path) == regular
+
+
+def some(stream: BlobStream) -> bytes:
+    buffer = memoryview(bytearray(1 << 16))
+    return bytes(buffer[: stream.readinto(buffer)])
 
 
 def test_what_the_backup_leaves_out_is_not_asked_for_and_only_at_the_top(tmp_path: Path) -> None:
@@ -122,15 +132,15 @@ def test_directories_deeper_than_any_stack_are_walked_with_one_open_each(tmp_pat
 
 @pytest.mark.usefixtures("nothing_cached")
 class TestHowFar:
-    def test_so_many_files_are_asked_for_and_then_tar_is_waited_for(self, tmp_path: Path) -> None:
+    def test_so_many_files_are_asked_for_and_then_the_reader_is_waited_for(self, tmp_path: Path) -> None:
         many(tmp_path, asking.FILES + 900)
         asked: list[bytes] = []
 
         with pytest.raises(Ended):
-            ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), lambda path: bool(asked.append(path)))
+            ask_ahead(os.fsencode(tmp_path), b".ours-", Slow(), lambda path: bool(asked.append(path)))
         assert len(asked) == asking.FILES
 
-    def test_so_many_bytes_are_asked_for_and_then_tar_is_waited_for(self, tmp_path: Path) -> None:
+    def test_so_many_bytes_are_asked_for_and_then_the_reader_is_waited_for(self, tmp_path: Path) -> None:
         make(tmp_path, *(f"{n}" for n in range(20)))
         asked: list[bytes] = []
 
@@ -139,27 +149,27 @@ class TestHowFar:
             return asking.BYTES // 4
 
         with pytest.raises(Ended):
-            ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), large)
+            ask_ahead(os.fsencode(tmp_path), b".ours-", Slow(), large)
         assert len(asked) == 5
 
-    def test_every_file_is_asked_for_once_while_tar_goes_on(self, tmp_path: Path) -> None:
+    def test_every_file_is_asked_for_once_while_the_reader_goes_on(self, tmp_path: Path) -> None:
         many(tmp_path, 3000)
         asked: list[bytes] = []
-        tar = Tar(100, asking.BYTES // 700)
+        reader = Slow(100, asking.BYTES // 700)
 
         def large(path: bytes) -> int:
             asked.append(path)
             return asking.BYTES // 700
 
-        ask_ahead(os.fsencode(tmp_path), b".ours-", tar, large)
+        ask_ahead(os.fsencode(tmp_path), b".ours-", reader, large)
         assert sorted(asked) == sorted(os.fsencode(tmp_path / name) for name in listed(tmp_path))
         assert len(asked) == 3000
 
-    def test_what_tar_has_passed_is_not_asked_for(self, tmp_path: Path) -> None:
+    def test_what_the_reader_has_passed_is_not_asked_for(self, tmp_path: Path) -> None:
         many(tmp_path, 3000)
-        tar, asked = Tar(), []
-        tar.files = 2000
-        ask_ahead(os.fsencode(tmp_path), b".ours-", tar, lambda path: bool(asked.append(path)))
+        reader, asked = Slow(), []
+        reader.files = 2000
+        ask_ahead(os.fsencode(tmp_path), b".ours-", reader, lambda path: bool(asked.append(path)))
 
         assert len(asked) == 3000 - 2000 // asking.BATCH * asking.BATCH
 
@@ -168,7 +178,7 @@ class TestHowFar:
         random.Random(1).shuffle(names)
         make(tmp_path, *names)
         asked: list[bytes] = []
-        ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(), lambda path: bool(asked.append(path)))
+        ask_ahead(os.fsencode(tmp_path), b".ours-", Slow(), lambda path: bool(asked.append(path)))
 
         assert [os.stat(path).st_ino for path in asked] == sorted(os.stat(path).st_ino for path in asked)
 
@@ -183,7 +193,7 @@ def test_files_that_lie_in_memory_are_passed_over(tmp_path: Path, monkeypatch: p
         return True
 
     monkeypatch.setattr(asking, "in_memory", looking)
-    ask_ahead(os.fsencode(tmp_path), b".ours-", Tar(1000), lambda path: pytest.fail("it was asked for"))
+    ask_ahead(os.fsencode(tmp_path), b".ours-", Slow(1000), lambda path: pytest.fail("it was asked for"))
 
     assert looked == 2
 
@@ -227,17 +237,33 @@ class TestTheProgram:
         finally:
             ahead.close()
 
-    def test_it_goes_on_when_it_is_told_how_far_tar_is(self, tmp_path: Path) -> None:
+    def test_it_goes_on_when_it_is_told_how_far_the_reader_is(self, tmp_path: Path) -> None:
         many(tmp_path, 2 * asking.FILES)
         forget(tmp_path)
         ahead = Ahead(tmp_path, ".ours-")
         try:
-            for passed in range(0, 2 * asking.FILES, 100):
-                ahead.passed(passed, passed * SIZE)
-            ahead.passed(2 * asking.FILES, 2 * asking.FILES * SIZE)
+            for passed in range(0, 2 * asking.FILES + 1, 64):
+                with contextlib.suppress(BlockingIOError):
+                    os.write(ahead.listens, reading.TOLD.pack(passed, passed * SIZE))
             assert ahead._child is not None
             assert ahead._child.wait(30)
             assert ahead._child.reap() == 0
+        finally:
+            ahead.close()
+
+    def test_it_ends_with_the_process_that_it_was_handed_to(self, tmp_path: Path) -> None:
+        many(tmp_path, 2 * asking.FILES)
+        forget(tmp_path)
+        ahead = Ahead(tmp_path, ".ours-")
+        try:
+            other = subprocess.Popen(["sleep", "300"], pass_fds=[ahead.listens])
+            ahead.hand_over()
+            assert ahead.listens == -1
+            assert ahead._child is not None
+            assert not ahead._child.wait(0.3)
+            other.kill()
+            other.wait()
+            assert ahead._child.wait(30)
         finally:
             ahead.close()
 
@@ -262,25 +288,24 @@ class TestTheProgram:
             backup.kill()
         wait_until(lambda: not alive(asks), what="its end")
 
-    def test_one_that_has_died_is_told_nothing_and_does_no_harm(self, tmp_path: Path) -> None:
-        ahead = Ahead(tmp_path, ".ours-")
-        assert ahead._child is not None
-        ahead._child.kill()
-        assert ahead._child.wait(30)
-        for passed in range(0, 10_000, 100):
-            ahead.passed(passed, passed)
-        ahead.close()
-
-    def test_one_that_does_not_listen_is_not_waited_for(self, tmp_path: Path) -> None:
-        ahead = Ahead(tmp_path, ".ours-")
-        assert ahead._child is not None
-        os.kill(ahead._child.pid, signal.SIGSTOP)
-        for passed in range(0, 10_000_000, 100):
-            ahead.passed(passed, passed)
-        ahead.close()
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+    def test_a_backup_does_not_wait_for_one_that_is_dead_or_does_not_listen(
+        self, tmp_path: Path, how: signal.Signals
+    ) -> None:
+        many(tmp_path, 6000)
+        stream = BlobStream(tmp_path, Events(lambda _: None))
+        with contextlib.closing(stream):
+            assert stream._ahead._child is not None
+            os.kill(stream._ahead._child.pid, how)
+            while some(stream):
+                pass
+            assert stream.finish()["files"] == 6000
 
     def test_a_backup_goes_on_without_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make(tmp_path, "a", "b/c")
         monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
-        ahead = Ahead(tmp_path, ".ours-")
-        ahead.passed(1000, 1000)
-        ahead.close()
+        with contextlib.closing(BlobStream(tmp_path, Events(lambda _: None))) as stream:
+            assert stream._ahead.listens == -1
+            while some(stream):
+                pass
+            assert stream.finish()["files"] == 2

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from hq_backups.engine.blobs.headers import DIRECTORY, FILE, Member, inside, members
 from hq_backups.engine.blobs.unpack import Root
-from hq_backups.engine.blobs.watch import Watch
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.streams import PlainReader
 
@@ -125,52 +124,3 @@ def test_only_what_is_wanted_comes_and_what_did_not_come_is_known() -> None:
     assert keys == [b"a/b", None, b"c/x/y", None]
     assert root.key(Member(b"./a/", DIRECTORY, 0o700, 0, 0)) == b"a"
     assert root.missing == ["d"]
-
-
-def watched(raw: bytes, sizes: list[int]) -> tuple[bytes, Watch]:
-    """Let a stream pass a watch in pieces, as a pipe gives it."""
-    watch, out, kept, position, turn = Watch(), b"", b"", 0, 0
-    while position < len(raw):
-        piece = raw[position : position + sizes[turn % len(sizes)]]
-        position, turn = position + len(piece), turn + 1
-        buffer = bytearray(kept + piece)
-        end, begin = watch.take(buffer, len(buffer))
-        out, kept = out + bytes(buffer[:end]), bytes(buffer[begin:])
-    assert kept == b""
-    return out, watch
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(100, 3000), min_size=1, max_size=5))
-def test_a_watch_takes_out_links_however_the_stream_is_cut(sizes: list[int]) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for n in range(6):
-            for name, kind in (
-                (f"file-{n}", tarfile.REGTYPE),
-                (f"{'long' * 40}-{n}", tarfile.REGTYPE),
-                (f"{'link' * 40}-{n}", tarfile.SYMTYPE),
-                (f"pipe-{n}", tarfile.FIFOTYPE),
-            ):
-                made = tarfile.TarInfo(name)
-                made.type = kind
-                if kind == tarfile.REGTYPE:
-                    made.size = 700 * n
-                    archive.addfile(made, io.BytesIO(bytes([n]) * made.size))
-                else:
-                    made.linkname = "/etc/passwd" * 12 if kind == tarfile.SYMTYPE else ""
-                    archive.addfile(made)
-    out, watch = watched(packed.getvalue(), sizes)
-    assert watch.ended
-    assert [(m.name.decode(), body) for m, body in read(out)] == [
-        entry
-        for n in range(6)
-        for entry in ((f"file-{n}", bytes([n]) * 700 * n), (f"{'long' * 40}-{n}", bytes([n]) * 700 * n))
-    ]
-    assert (watch.files, watch.bytes) == (12, 2 * 700 * 15)
-    assert watch.left_out == {"symbolic links": 6, "pipes": 6}
-
-
-def test_a_name_that_could_not_be_restored_fails_the_backup() -> None:
-    with pytest.raises(UnsafeArchive):
-        watched(pack([("d/" * 150 + "x", b"")], tarfile.GNU_FORMAT), [1 << 20])

@@ -1,6 +1,6 @@
-"""Has the kernel asked for the blobs that tar will read next.
+"""Has the kernel asked for the blobs that are read next.
 
-tar reads one file after another, and a disk that is asked one thing at a time is mostly idle: small files that are
+One file is read after another, and a disk that is asked one thing at a time is mostly idle: small files that are
 not in memory come much faster when many are asked for at once.
 """
 
@@ -17,16 +17,12 @@ from hq_backups.engine.blobs import asking
 from hq_backups.engine.child import Child
 from hq_backups.engine.errors import ProducerFailed
 
-_STEP = 64
-"""Files after which it is told how far tar is."""
-
 
 class Ahead:
-    """The program that asks, and what it is told. A backup goes on without it."""
+    """The program that asks. A backup goes on without it."""
 
     def __init__(self, directory: Path, skip: str) -> None:
-        """Begin; ``skip`` is how names begin that tar leaves out."""
-        self._told = 0
+        """Begin; ``skip`` is how names begin that the backup leaves out."""
         self._child: Child | None = None
         self._stdin: IO[bytes] | None = None
         argv: list[str | Path] = [sys.executable, "-I", "-S", asking.__file__, directory, skip]
@@ -38,14 +34,16 @@ class Ahead:
         if self._stdin is not None:
             os.set_blocking(self._stdin.fileno(), False)
 
-    def passed(self, files: int, size: int) -> None:
-        """Take how many files tar has passed, and how many bytes they had."""
-        if self._stdin is None or files - self._told < _STEP:
-            return
-        # A pipe that is full has news enough; one that is closed needs none.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._stdin.fileno(), asking.TOLD.pack(files, size))
-        self._told = files
+    @property
+    def listens(self) -> int:
+        """Return the descriptor of a pipe to it, which does not block, for :data:`asking.TOLD`; -1 without it."""
+        return -1 if self._stdin is None else self._stdin.fileno()
+
+    def hand_over(self) -> None:
+        """Leave it to another process, which has the pipe now, to tell how far it is."""
+        if self._stdin is not None:
+            self._stdin.close()
+            self._stdin = None
 
     def close(self) -> None:
         """Stop."""

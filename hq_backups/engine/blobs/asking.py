@@ -1,8 +1,9 @@
-"""Asks the kernel for the blobs that tar will read next: a program of its own, which shares no lock with the backup.
+"""Asks the kernel for the blobs that are read next: a program of its own, which shares no lock with the backup.
 
-``python -I -S <this file> DIRECTORY SKIP``: walks the directory in tar's order, some files before it. Standard input
-tells how far tar is, as :data:`TOLD` each time, and when the backup ended, by its end. Files are only asked for
-(posix_fadvise(2), POSIX_FADV_WILLNEED), nothing is handed on; whatever goes wrong is tar's to meet and to tell.
+``python -I -S <this file> DIRECTORY SKIP``: walks the directory as ``reading.py`` does, some files before it.
+Standard input tells how far that is, as :data:`TOLD` each time, and when the backup ended, by its end. Files are only
+asked for (posix_fadvise(2), POSIX_FADV_WILLNEED), nothing is handed on; whatever goes wrong is the reader's to meet
+and to tell.
 
 Files are asked for by their inodes' numbers, some hundreds at a time: where ext4 and XFS put files that were made one
 after another, they have both inodes and contents side by side, and a directory tells its names in any order.
@@ -19,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 FILES = 1536
-"""How far ahead of tar, in files."""
+"""How far ahead of the reader, in files."""
 BATCH = 512
 """Files that are put in order together."""
 BYTES = 128 << 20
-"""How far ahead of tar, in bytes: what it may take of the page cache."""
+"""How far ahead of the reader, in bytes: what it may take of the page cache."""
 BEGINNING = 1 << 20
 """Bytes that are asked for of each; a large file's rest the kernel reads ahead by itself."""
 SAMPLE = 32
@@ -31,7 +32,7 @@ SAMPLE = 32
 IDLE = 1024
 """Files passed over after a batch that was in memory already."""
 TOLD = struct.Struct("<QQ")
-"""How many files tar has passed, and how many bytes they had."""
+"""How many files have been read, and how many bytes they had; reading.py has the same."""
 
 
 class Scan(Protocol):
@@ -52,7 +53,7 @@ class Ended(Exception):
 
 
 class Passed:
-    """How far tar is, as it is told through a pipe."""
+    """How far the reader is, as it is told through a pipe."""
 
     def __init__(self, fd: int) -> None:
         """Listen to ``fd``."""
@@ -74,7 +75,7 @@ class Passed:
 
 
 def ask_ahead(directory: bytes, skip: bytes, passed: Passed, ask: Callable[[bytes], int]) -> None:
-    """Ask for one batch after another, never too far ahead of tar; raises Ended."""
+    """Ask for one batch after another, never too far ahead of the reader; raises Ended."""
     number = asked = idle = 0
     for batch in batches(directory, skip):
         number += len(batch)
@@ -98,7 +99,7 @@ def ask_ahead(directory: bytes, skip: bytes, passed: Passed, ask: Callable[[byte
 
 
 def batches(directory: bytes, skip: bytes) -> Iterator[list[os.DirEntry[bytes]]]:
-    """Yield some files at a time, as tar meets them."""
+    """Yield some files at a time, as the reader meets them."""
     batch: list[os.DirEntry[bytes]] = []
     for entry in files(directory, skip):
         batch.append(entry)
@@ -109,7 +110,7 @@ def batches(directory: bytes, skip: bytes) -> Iterator[list[os.DirEntry[bytes]]]
 
 
 def files(directory: bytes, skip: bytes) -> Iterator[os.DirEntry[bytes]]:
-    """Yield files as tar meets them: a directory's in its own order, those below where they stand.
+    """Yield files as the reader meets them: a directory's in its own order, those below where they stand.
 
     At the top, names that begin with ``skip`` are left out; a directory that cannot be read is as good as empty.
     """

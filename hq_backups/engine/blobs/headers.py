@@ -13,16 +13,14 @@ from typing import NamedTuple
 
 from isal import isal_zlib
 
+from hq_backups.engine.blobs.reading import MAX_DEPTH, MAX_NAME
 from hq_backups.engine.errors import CorruptBackup, UnsafeArchive
 from hq_backups.engine.streams import PlainReader
 
 BLOCK = 512
 ZERO = bytes(BLOCK)
-MAX_NAME = 4096
 MAX_EXTENSION = 64 << 10
 """Bytes of a long name, or of a pax header: more than a path may have."""
-MAX_DEPTH = 128
-"""Directories below each other: deeper than any key of HQ's, and less than what removing a tree can take."""
 MAX_PART = 255
 
 FILE, DIRECTORY, SYMLINK = b"0", b"5", b"2"

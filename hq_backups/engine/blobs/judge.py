@@ -1,55 +1,46 @@
-"""What tar says while it reads the blobs, and what that makes of the backup.
+"""What was met while the blobs were read, and what that makes of the backup.
 
-One rule, for each thing that tar can meet:
+One rule, for each thing that can be met:
 
 ================= ========================================================================================
 vanished          recorded; the backup is good: HQ deletes blobs while it runs
-changed           a warning: the archive has as many bytes of the blob as it had when tar looked at it; of a
+changed           a warning: the archive has as many bytes of the blob as it had when it was opened; of a
                   directory only recorded: HQ adds blobs while it runs
 unreadable        a warning while it is at most one file in a thousand; beyond that, or for a directory,
                   the run fails
-shrank, bad read  the run fails: tar fills the missing bytes with zeros
+shrank, bad read  the run fails: nothing is put in place of the missing bytes
 anything else     the run fails
 ================= ========================================================================================
-
-Facts: gnu.org/software/tar/manual/html_node/Synopsis.html (exit status), warnings.html. Words: tar 1.34.
 """
 
 from __future__ import annotations
 
-import ast
-import os
-import re
-import stat
-import threading
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hq_backups.engine.blobs.watch import SHOWN
+from hq_backups.engine.blobs.reading import SHOWN
 from hq_backups.engine.errors import ProducerTruncated
+from hq_backups.engine.events import Events
 
-PROGRAM = "tar"
-_MAX_LINE = 64 << 10
+READER = "the reader of the blobs"
 _UNREADABLE_PART = 1000
 """One file in so many may be unreadable: a single bad one must not end all backups, a wrong user must."""
-
-_TAR = rb"(?:[^:]*/)?tar: "
-"""tar calls itself as it was called."""
-_NAME = _TAR + rb'(?P<name>"(?:[^"\\]|\\.)*"): '
-_VANISHED = re.compile(
-    _NAME + rb"(?:(?:File|Directory) removed before we read it"
-    rb"|Cannot (?:stat|open|access|savedir|read directory): No such file or directory)\Z"
-)
-_CHANGED = re.compile(_NAME + rb"file changed as we read it\Z")
-_UNREADABLE = re.compile(
-    _NAME + rb"Cannot (?:open|stat|access): (?:Permission denied|Operation not permitted)\Z"
-)
-_IGNORED = re.compile(_NAME + rb"(?P<kind>socket|door|Unknown file type; file) ignored\Z")
-_PADDED = re.compile(
-    _NAME + rb"(?:File shrank by \d+ bytes?; padding with zeros|Read error at byte .*|Cannot read.*)\Z"
-)
-_DELAYED = re.compile(_TAR + rb"Exiting with failure status due to (?:previous|delayed) errors\Z")
+_RIGHT = "Give the user of the backup (blobdb_backup_os_user) the right to read"
+_BROKEN = {
+    "shrank": (
+        "{name} became shorter while it was read",
+        "Blobs are written once: find out what truncates them, then run the backup again.",
+    ),
+    "unread": (
+        "{name} cannot be read: {why}",
+        "Look at the disk (`dmesg`) and at the directory, then run the backup again.",
+    ),
+    "deep": (
+        "the path {name} is too deep or too long to be restored",
+        "No key of HQ's is so long: find out what has put it there.",
+    ),
+}
 
 
 @dataclass
@@ -71,111 +62,74 @@ class Noted:
         return ", ".join(self.names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
+def require_unbroken(report: Mapping[str, Any]) -> None:
+    """Raise ProducerTruncated when the archive could not be brought to a good end."""
+    broken = report["broken"]
+    if broken is not None:
+        message, hint = _BROKEN[broken["what"]]
+        raise ProducerTruncated(message.format(**broken), program=READER, hint=hint)
+
+
 class Judge:
-    """Hears what tar says, line by line, in bounded memory."""
+    """Judges a report of the program that reads the blobs (``reading.py``)."""
 
-    def __init__(self, directory: Path) -> None:
-        """Judge a backup of ``directory``."""
-        self.directory = directory
-        self.vanished, self.changed, self.unreadable = Noted(), Noted(), Noted()
-        self.directories, self.padded, self.unknown, self.ignored = Noted(), Noted(), Noted(), Noted()
-        self.changed_directories = Noted()
-        self._rest = b""
-        self._lock = threading.Lock()
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        """Take the report; raises LookupError and TypeError when it is none."""
+        self.files: int = report["files"]
+        self._counts = {name: report[name] for name in ("files", "directories", "bytes")}
+        self._vanished = Noted(**report["vanished"])
+        self._changed = Noted(**report["changed"])
+        self._changed_directories = Noted(**report["changed_directories"])
+        self._unreadable = Noted(**report["unreadable"])
+        self._unreadable_directories = Noted(**report["unreadable_directories"])
+        self._left_out: Mapping[str, Any] = report["left_out"]
 
-    def hear(self, said: bytes) -> None:
-        """Take more of what tar says."""
-        with self._lock:
-            *lines, self._rest = (self._rest + said).split(b"\n")
-            for line in lines:
-                self._take(line)
-            if len(self._rest) > _MAX_LINE:
-                self.unknown.add(self._rest[:200].decode("ascii", "replace"))
-                self._rest = b""
-
-    def finish(self) -> None:
-        """Take what is left without a line's end."""
-        with self._lock:
-            rest, self._rest = self._rest, b""
-            if rest:
-                self._take(rest)
-
-    @property
-    def found_nothing(self) -> bool:
-        """Tell whether tar said nothing that would explain an exit status."""
-        explained = (self.vanished, self.changed, self.changed_directories, self.unreadable)
-        return not any(noted.count for noted in explained)
-
-    def _take(self, line: bytes) -> None:
-        if match := _VANISHED.match(line):
-            self.vanished.add(_name(match))
-        elif match := _CHANGED.match(line):
-            (self.changed_directories if self._is_directory(match) else self.changed).add(_name(match))
-        elif match := _UNREADABLE.match(line):
-            self._unreadable(match)
-        elif match := _PADDED.match(line):
-            self.padded.add(line.decode("ascii", "replace").removeprefix("tar: "))
-        elif match := _IGNORED.match(line):
-            self.ignored.add(_name(match))
-        elif not _DELAYED.match(line):
-            self.unknown.add(line[:200].decode("ascii", "replace"))
-
-    def _unreadable(self, match: re.Match[bytes]) -> None:
-        (self.directories if self._is_directory(match) else self.unreadable).add(_name(match))
-
-    def _is_directory(self, match: re.Match[bytes]) -> bool:
-        path = os.path.join(os.fsencode(self.directory), _raw(match))
-        try:
-            return stat.S_ISDIR(os.lstat(path).st_mode)
-        except OSError:
-            return False
-
-    def require(self, files: int) -> None:
-        """Raise ProducerTruncated unless what happened is little enough for ``files`` that were read."""
-        if self.unknown.count:
+    def require(self) -> None:
+        """Raise ProducerTruncated unless what happened is little enough for the files that were read."""
+        directories, files = self._unreadable_directories, self._unreadable
+        if directories.count:
             raise ProducerTruncated(
-                f"it said something that is not understood: {self.unknown.names[0]}",
-                program=PROGRAM,
-                hint="Look at the disk (`dmesg`) and at the directory, then run the backup again.",
+                f"it may not read a directory, and what is in it would be missing: {directories.listed()}",
+                program=READER,
+                hint=f"{_RIGHT} it.",
             )
-        if self.padded.count:
+        met = self.files + files.count
+        if files.count * _UNREADABLE_PART > met:
             raise ProducerTruncated(
-                f"bytes were missing while they were read, and zeros were put in their place: {self.padded.listed()}",
-                program=PROGRAM,
-                hint="Blobs are written once: find out what truncates them, or look at the disk (`dmesg`).",
-            )
-        if self.directories.count:
-            raise ProducerTruncated(
-                f"it may not read a directory, and what is in it would be missing: {self.directories.listed()}",
-                program=PROGRAM,
-                hint="Give the user of the backup (blobdb_backup_os_user) the right to read it.",
-            )
-        if self.unreadable.count * _UNREADABLE_PART > files + self.unreadable.count:
-            raise ProducerTruncated(
-                f"{self.unreadable.count} of {files + self.unreadable.count} files cannot be read: "
-                + self.unreadable.listed(),
-                program=PROGRAM,
-                hint="Give the user of the backup (blobdb_backup_os_user) the right to read them.",
+                f"{files.count} of {met} files cannot be read: {files.listed()}",
+                program=READER,
+                hint=f"{_RIGHT} them.",
             )
 
     def facts(self) -> dict[str, Any]:
         """Return what is recorded in the manifest."""
         found = {
-            "vanished": self.vanished,
-            "changed": self.changed,
-            "changed_directories": self.changed_directories,
-            "unreadable": self.unreadable,
+            "vanished": self._vanished,
+            "changed": self._changed,
+            "changed_directories": self._changed_directories,
+            "unreadable": self._unreadable,
         }
-        return {k: {"count": v.count, "names": v.names} for k, v in found.items() if v.count}
+        noted = {name: asdict(each) for name, each in found.items() if each.count}
+        left_out = {"left_out": dict(self._left_out)} if self._left_out["count"] else {}
+        return {**self._counts, **noted, **left_out}
 
-
-def _raw(match: re.Match[bytes]) -> bytes:
-    """Return a name as it is, out of C's quotes."""
-    try:
-        return bytes(ast.literal_eval("b" + match["name"].decode("ascii")))
-    except (ValueError, SyntaxError):
-        return match["name"][1:-1]
-
-
-def _name(match: re.Match[bytes]) -> str:
-    return ascii(_raw(match).decode("utf-8", "surrogateescape").removeprefix("./"))
+    def tell(self, events: Events) -> None:
+        """Tell what an operator should know."""
+        vanished, changed, unreadable = self._vanished, self._changed, self._unreadable
+        if vanished.count:
+            events.step("backup", f"{vanished.count} files vanished while they were read")
+        if changed.count:
+            events.warning(
+                "changed", f"{changed.count} files changed while they were read: {changed.listed()}"
+            )
+        if unreadable.count:
+            events.warning(
+                "unreadable",
+                f"{unreadable.count} files could not be read and are not in the backup: {unreadable.listed()}",
+            )
+        if left_out := self._left_out["count"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+            events.warning(
+                "left-out",
+                f"neither files nor directories, and left out: {kinds} ({self._left_out['names'][0]} …)",
+            )

@@ -18,7 +18,7 @@ from pathlib import Path
 from hq_backups.engine import accounts
 from hq_backups.engine.blobs.headers import DIRECTORY, Member
 from hq_backups.engine.blobs.judge import Noted
-from hq_backups.engine.blobs.tar import OWN
+from hq_backups.engine.blobs.stream import OWN
 from hq_backups.engine.blobs.unpack import Root, blobs, directory_mode, file_mode
 from hq_backups.engine.errors import PreflightFailed
 from hq_backups.engine.events import Events

@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hq_backups.engine import accounts, archive, process, space
+from hq_backups.engine import accounts, archive, space
 from hq_backups.engine.blobs import merge, old
 from hq_backups.engine.blobs.headers import FILE
-from hq_backups.engine.blobs.judge import PROGRAM
 from hq_backups.engine.blobs.records import Records
-from hq_backups.engine.blobs.tar import BlobStream
+from hq_backups.engine.blobs.stream import BlobStream
 from hq_backups.engine.blobs.unpack import Root, blobs, directory_mode, unpack
 from hq_backups.engine.control import NoService, Service
 from hq_backups.engine.errors import (
     BackupNotFound,
     BadManifest,
     CorruptBackup,
-    HQBackupsError,
     PreflightFailed,
     UsageError,
 )
@@ -49,13 +47,6 @@ class BlobDB(StreamStore):
         """Find the directory, and see that it can be read."""
         directory = self._source()
         about = directory.stat()
-        program = self._program()
-        try:
-            version = process.run([program, "--version"], timeout=60).stdout.splitlines()[0]
-        except (HQBackupsError, IndexError) as error:
-            raise PreflightFailed(f"{program} cannot be run: {error}", hint="Install GNU tar.") from error
-        if "GNU tar" not in version:
-            raise PreflightFailed(f"{program} is {version}, not GNU tar", hint="Install GNU tar.")
         source = {
             "directory": os.fsencode(directory).decode("utf-8", "backslashreplace"),
             "directory_mode": f"{about.st_mode & 0o7777:04o}",
@@ -63,19 +54,13 @@ class BlobDB(StreamStore):
         }
         self._events = events
         # Walking a million files to know what they will be costs as much as reading them.
-        return Prepared(last.plain_size if last else 0, source, {PROGRAM: version}, unknown=True)
-
-    def _program(self) -> str:
-        """Return GNU tar."""
-        bin_dir = self.settings.options.get("bin_dir")
-        return str(Path(bin_dir, PROGRAM)) if bin_dir else PROGRAM
+        return Prepared(last.plain_size if last else 0, source, {}, unknown=True)
 
     def _source(self) -> Path:
         """Return the blob directory; raises PreflightFailed."""
         hint = "Set blobdb_dir_path to the directory that HQ uses (SHARED_DRIVE_CONF.blob_dir)."
         if self.settings.data_dir is None:
             raise PreflightFailed("the directory of the blobs is not known", hint=hint)
-        # tar would archive a link, not what it names.
         directory = self.settings.data_dir.resolve()
         try:
             os.scandir(directory).close()
@@ -97,8 +82,8 @@ class BlobDB(StreamStore):
     def open_stream(
         self, prepared: Prepared, run: str, *, accept_bad_pages: bool = False
     ) -> Iterator[Stream]:
-        """Run tar on the directory."""
-        stream = BlobStream(self._source(), self._events, self._program())
+        """Read the directory."""
+        stream = BlobStream(self._source(), self._events)
         with contextlib.closing(stream):
             yield stream
 
