@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -35,21 +35,10 @@ LOST = 256
 
 
 class Collector:
-    """Reads a pipe to its end in a thread; keeps up to ``limit`` bytes, the first or the last ones.
+    """Reads a pipe to its end in a thread; keeps up to ``limit`` bytes, the first or the last ones."""
 
-    ``heard`` is told all of it, in that thread.
-    """
-
-    def __init__(
-        self,
-        pipe: IO[bytes] | None,
-        limit: int,
-        *,
-        keep_tail: bool,
-        heard: Callable[[bytes], None] | None = None,
-    ) -> None:
+    def __init__(self, pipe: IO[bytes] | None, limit: int, *, keep_tail: bool) -> None:
         self.overflow = False
-        self._heard = heard
         self._pipe, self._limit, self._keep_tail = pipe, limit, keep_tail
         self._data = bytearray()
         self._lock = threading.Lock()
@@ -71,8 +60,6 @@ class Collector:
             return
         with contextlib.suppress(OSError, ValueError):
             while chunk := os.read(self._pipe.fileno(), 1 << 16):
-                if self._heard is not None:
-                    self._heard(chunk)
                 with self._lock:
                     self._data += chunk
                     excess = len(self._data) - self._limit
@@ -94,7 +81,6 @@ class Child:
         env: Mapping[str, str] | None,
         user: str | None,
         cwd: str | Path,
-        heard: Callable[[bytes], None] | None = None,
         fds: Sequence[int] = (),
     ) -> None:
         self.program = Path(argv[0]).name
@@ -120,9 +106,7 @@ class Child:
             raise ProducerFailed(
                 program=self.program, status=NOT_STARTED, tail=f"it could not be started: {why}"
             ) from None
-        self._stderr = (
-            Collector(self.popen.stderr, TAIL_BYTES, keep_tail=True, heard=heard) if stderr is None else None
-        )
+        self._stderr = Collector(self.popen.stderr, TAIL_BYTES, keep_tail=True) if stderr is None else None
 
     @property
     def pid(self) -> int:
@@ -134,10 +118,6 @@ class Child:
         """Return the last 64 KiB that the child wrote to standard error."""
         raw = self._stderr.data() if self._stderr else file_tail(self._stderr_file, TAIL_BYTES)
         return raw.decode("utf-8", "replace").strip()
-
-    def has_said_all(self, timeout: float = DRAIN_SECONDS) -> bool:
-        """Wait for the end of standard error; tell whether it came."""
-        return self._stderr is None or self._stderr.join(timeout)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the end, but do not reap: the group's id stays ours to kill. Tell whether it came."""

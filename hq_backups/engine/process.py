@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
@@ -77,7 +77,7 @@ class Producer(Child):
     """A program whose standard output is read as a stream that never ends before it is known to be whole.
 
     End of file is reported only when the child has exited with status 0; anything else raises ProducerFailed.
-    A program that exits otherwise for less than a failure has a subclass with its own :meth:`ended_well`.
+    A program that says in another way what was wrong has a subclass with its own :meth:`ended_well`.
     """
 
     def __init__(
@@ -90,17 +90,15 @@ class Producer(Child):
         pipe_size: int = 1 << 20,
         exit_timeout: float = EXIT_SECONDS,
         feed: bool = False,
-        heard: Callable[[bytes], None] | None = None,
         fds: Sequence[int] = (),
     ) -> None:
         """Start it; ``feed`` keeps its standard input open, to be written through :attr:`stdin`.
 
-        ``heard`` is told what it writes to standard error, in a thread of its own. ``fds`` stay open in it, under
-        their numbers.
+        ``fds`` stay open in it, under their numbers.
         """
         self._exit_timeout = exit_timeout
         stdin = subprocess.PIPE if feed else subprocess.DEVNULL
-        super().__init__(argv, stdin=stdin, env=env, user=user, cwd=cwd, heard=heard, fds=fds)
+        super().__init__(argv, stdin=stdin, env=env, user=user, cwd=cwd, fds=fds)
         stdout = self.popen.stdout
         assert stdout is not None  # noqa: S101  it was asked for
         self._stdout = stdout.fileno()

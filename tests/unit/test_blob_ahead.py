@@ -226,6 +226,10 @@ def test_what_is_no_file_with_bytes_does_no_harm(what: str, tmp_path: Path) -> N
     assert isinstance(ask_for(os.fsencode(path)), int)
 
 
+def test_both_programs_tell_how_far_it_is_in_the_same_way() -> None:
+    assert reading.TOLD.format == asking.TOLD.format
+
+
 class TestTheProgram:
     def test_files_are_in_memory_before_they_are_read(self, tmp_path: Path) -> None:
         make(tmp_path, *(f"{n % 3}/späte \udce4 '{n}" for n in range(50)))

@@ -16,10 +16,9 @@ anything else     the run fails
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hq_backups.engine.blobs.reading import SHOWN
+from hq_backups.engine.blobs import reading
 from hq_backups.engine.errors import ProducerTruncated
 from hq_backups.engine.events import Events
 
@@ -43,18 +42,8 @@ _BROKEN = {
 }
 
 
-@dataclass
-class Noted:
-    """Some files that one thing happened to: how many, and the names of the first."""
-
-    count: int = 0
-    names: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        """Count one more."""
-        self.count += 1
-        if len(self.names) < SHOWN:
-            self.names.append(name)
+class Noted(reading.Noted):
+    """Files that one thing happened to, told to an operator."""
 
     def listed(self) -> str:
         """Say which, in few words."""
@@ -109,7 +98,7 @@ class Judge:
             "changed_directories": self._changed_directories,
             "unreadable": self._unreadable,
         }
-        noted = {name: asdict(each) for name, each in found.items() if each.count}
+        noted = {name: each.told() for name, each in found.items() if each.count}
         left_out = {"left_out": dict(self._left_out)} if self._left_out["count"] else {}
         return {**self._counts, **noted, **left_out}
 

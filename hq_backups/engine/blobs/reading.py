@@ -89,16 +89,16 @@ class Broken(Exception):
 class Noted:
     """Files that one thing happened to: how many, and the names of the first."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.count = 0
-        self.names: list[str] = []
+    def __init__(self, count: int = 0, names: Sequence[str] = ()) -> None:
+        """Begin with so many."""
+        self.count = count
+        self.names = list(names)
 
-    def add(self, path: bytes) -> None:
-        """Count one more."""
+    def add(self, name: str) -> None:
+        """Count one more, by its name as a message shows it."""
         self.count += 1
         if len(self.names) < SHOWN:
-            self.names.append(shown(path))
+            self.names.append(name)
 
     def told(self) -> dict[str, Any]:
         """Return it for the report."""
@@ -196,7 +196,7 @@ class Reader:
             elif self._enter(name, fd, path + name + b"/", levels):
                 return
         if os.fstat(fd).st_ctime_ns != level.before.st_ctime_ns:
-            self.changed_directories.add(path)
+            self.changed_directories.add(shown(path))
         levels.pop().close()
 
     def _next(self, level: Level) -> os.DirEntry[str] | None:
@@ -242,9 +242,9 @@ class Reader:
     def _not_opened(self, error: OSError, path: bytes, forbidden: Noted) -> None:
         """Take note of what could not be opened; raises Broken for what a disk or the system is to blame for."""
         if error.errno in _GONE:
-            self.vanished.add(path)
+            self.vanished.add(shown(path))
         elif error.errno in _FORBIDDEN:
-            forbidden.add(path)
+            forbidden.add(shown(path))
         else:
             raise Broken("unread", path, _reason(error)) from error
 
@@ -339,7 +339,7 @@ class Reader:
         if after.st_size < before.st_size:
             raise Broken("shrank", path)
         if _content(after) != _content(before) or _names(after) == _names(before):
-            self.changed.add(path)
+            self.changed.add(shown(path))
 
     # The archive
 
