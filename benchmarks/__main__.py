@@ -262,7 +262,7 @@ def measure_files(home: Path, mode: str, options: argparse.Namespace) -> None:
 
     warm = options.warm or not forget_files()
     mib = options.mib or FILES_MIB
-    print(f"{mode}, page cache {'warm' if warm else 'emptied before each'}; versitygw on loopback")
+    print(f"{mode}, {'in page cache' if warm else 'page cache emptied unless said'}; versitygw on loopback")
     (measure_blobs if mode == "blobs" else measure_couch)(home, mib, options.rounds, warm)
 
 
@@ -281,7 +281,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--warm", action="store_true", help="file stores: leave what is read in the page cache"
+        "--warm",
+        action="store_true",
+        help="file stores: nothing is read from the disk, only from the page cache",
     )
     parser.add_argument("--version", type=int, default=15)
     options = parser.parse_args()
