@@ -271,9 +271,11 @@ def test_what_the_system_writes_only_in_part_is_written_on(
     assert contents(archive)[b"size-65535"][1] == (tmp_path / "size-65535").read_bytes()
 
 
-def test_more_pieces_than_the_system_takes_at_once(tmp_path: Path, pipe: Pipe, reader: Reader) -> None:
+def test_the_smallest_files_are_never_more_pieces_than_the_system_takes(
+    tmp_path: Path, pipe: Pipe, reader: Reader
+) -> None:
     for n in range(3000):
-        (tmp_path / str(n)).touch()
+        (tmp_path / str(n)).write_bytes(b"x")
     read(reader, tmp_path)
     assert len(contents(pipe.finish())) == 3001
 
@@ -369,6 +371,18 @@ def test_a_file_that_shrinks_before_it_is_read_ends_it_and_nothing_is_put_in_its
         read(reader, tmp_path)
     assert len(pipe.finish()) < size + reading.RECORD
     assert b"\0" * BLOCK not in pipe.archive[2 * BLOCK :]
+
+
+def test_a_copied_file_that_shrinks_ends_it_and_nothing_is_put_in_its_place(
+    tmp_path: Path, pipe: Pipe, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (3 << 20))
+    failing(monkeypatch, "splice", errno.EINVAL)
+    on_call(monkeypatch, "read", lambda *_: True, lambda: os.truncate(path, 1 << 20))
+    with pytest.raises(Broken, match="shrank: 'file'"):
+        read(reader, tmp_path)
+    assert b"\0" * BLOCK not in pipe.finish()[2 * BLOCK :]
 
 
 def test_a_large_file_that_is_cut_while_its_bytes_are_in_the_pipe_ends_it(

@@ -41,9 +41,7 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 """GNU tar fills an archive up to a multiple of this."""
 BUFFER = 256 << 10
-"""Bytes that are written at once."""
-PIECES = 1000
-"""Pieces that are written at once: writev(2) takes 1024."""
+"""Bytes that are written at once; in at most three pieces for each KiB, of the 1024 that writev(2) takes."""
 LARGE = 64 << 10
 """Bytes from which on a file is spliced."""
 SHOWN = 20
@@ -359,7 +357,7 @@ class Reader:
     def _put(self, data: bytes) -> None:
         self._pieces.append(data)
         self._waiting += len(data)
-        if self._waiting >= BUFFER or len(self._pieces) == PIECES:
+        if self._waiting >= BUFFER:
             self._flush()
 
     def _flush(self) -> None:
