@@ -4,6 +4,8 @@ RUN := $(PYTHON) -I tests/testbed/bootstrap.py
 # Three at a time on two cores: most tests wait for a server or a child.
 PYTEST_ARGS ?=
 PYTEST := $(RUN) python -m tests.testbed.disk python -m pytest --durations=20
+# What hangs is a failure that says where: the longest of these tests takes half a minute.
+HANGS := --timeout 300
 PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ testbed: ## fetch the real services that the tests use
 	@$(RUN) python -m tests.testbed.provision
 
 test: testbed ## run the tests, all but the long sweeps
-	@$(PYTEST) $(PARALLEL) -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) $(PARALLEL) $(HANGS) -m "not slow" $(PYTEST_ARGS)
 
 faults: testbed ## run the tests that kill, fill disks and damage files, long sweeps included
 	@$(PYTEST) -m faults $(PYTEST_ARGS)

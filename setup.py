@@ -29,6 +29,7 @@ DEV = [
     "pytest>=8.3",
     "pytest-cov>=6",
     "pytest-django>=4.11",
+    "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
     "setuptools>=75",

@@ -231,38 +231,39 @@ class ArtifactWriter:
             self._thread.join()
 
     def _hash(self) -> None:
-        try:
-            while (item := self._full.get()) is not None:
-                buffer, length = item
-                with memoryview(buffer)[:length] as data:
-                    self._plain_size += length
-                    self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
-                    self._plain_sha.update(data)
-                self._hashed.put(item)
-        except BaseException as error:
-            self._failure = error
-            for _ in range(DEPTH):
-                self._free.put(bytearray(CHUNK))
-        finally:
-            self._hashed.put(None)
+        while (item := self._full.get()) is not None:
+            buffer, length = item
+            self._unless_failed(self._take, memoryview(buffer)[:length])
+            self._hashed.put(item)
+        self._hashed.put(None)
+
+    def _take(self, data: memoryview) -> None:
+        self._plain_size += len(data)
+        self._plain_crc32 = codecs.crc32(data, self._plain_crc32)
+        self._plain_sha.update(data)
 
     def _run(self) -> None:
-        try:
-            while (item := self._hashed.get()) is not None:
-                buffer, length = item
-                if self._failure is None:
-                    self._store(codecs.pieces(self._compressor, memoryview(buffer)[:length]))
-                self._free.put(buffer)
-            if self._failure is None:
-                self._store((self._compressor.flush(),))
-                self._sync.finish()
-                os.fsync(self._fd)
-        except BaseException as error:
-            self._failure = error
-            for _ in range(DEPTH):
-                self._free.put(bytearray(CHUNK))
-            while self._hashed.get() is not None:
-                pass
+        while (item := self._hashed.get()) is not None:
+            buffer, length = item
+            self._unless_failed(self._pack, memoryview(buffer)[:length])
+            self._free.put(buffer)
+        self._unless_failed(self._end)
+
+    def _pack(self, data: memoryview) -> None:
+        self._store(codecs.pieces(self._compressor, data))
+
+    def _end(self) -> None:
+        self._store((self._compressor.flush(),))
+        self._sync.finish()
+        os.fsync(self._fd)
+
+    def _unless_failed(self, do: Callable[..., None], *args: memoryview) -> None:
+        """Do something. Once that failed nothing is done any more, but buffers go round until the end is told."""
+        if self._failure is None:
+            try:
+                do(*args)
+            except BaseException as error:
+                self._failure = error
 
     def _store(self, packed: Sequence[bytes | memoryview]) -> None:
         size = sum(map(len, packed))

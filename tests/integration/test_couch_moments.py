@@ -74,6 +74,14 @@ def churning(data_dir: Path, log: Path, seed: int) -> Iterator[None]:
             writer.wait(20)
 
 
+def wait_for_another(log: Path) -> None:
+    """Wait until the writer has written something more, however little of a processor is left to it."""
+    size, until = log.stat().st_size, time.monotonic() + 60
+    while log.stat().st_size == size:
+        assert time.monotonic() < until, "the writer stands still"
+        time.sleep(0.01)
+
+
 def states(log: Path) -> list[State]:
     """Return every state that ever was, in order."""
     now: State = {}
@@ -119,6 +127,7 @@ def check(tmp_path: Path, backups: int, seed: int) -> None:
             assert unpacked_.code is Exit.OK, unpacked_
             taken.append(restored(target))
             (host.backups / done.manifest["name"]).unlink()
+            wait_for_another(tmp_path / "log")
     known = states(tmp_path / "log")
     moments = [known.index(state) if state in known else None for state in taken]
     assert None not in moments, moments

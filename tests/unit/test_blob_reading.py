@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import socket
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -517,6 +519,22 @@ def test_the_program_s_report_is_what_the_manifest_gets(tmp_path: Path) -> None:
     assert (facts["files"], facts["directories"]) == (files, len(found) - 1 - files)
     assert facts["left_out"] == {"count": {"symbolic links": 1}, "names": ["'link'"]}
     assert "vanished" not in facts
+
+
+def test_a_report_of_the_longest_names_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = {"count": 20, "names": ["\\udc80" * reading.MAX_NAME] * reading.SHOWN}
+    nothing: dict[str, Any] = {"count": 0, "names": []}
+    report = {
+        **dict.fromkeys(("vanished", "changed", "changed_directories", "unreadable"), noted),
+        **{"unreadable_directories": nothing, "left_out": {"count": {}, "names": []}, "broken": None},
+        **{"files": 100_000, "directories": 1, "bytes": 1, "written": 0},
+    }
+    program = "import os, sys; os.write(int(sys.argv[2]), open(sys.argv[1] + '/report', 'rb').read())"
+    (tmp_path / "report").write_text(json.dumps(report))
+    monkeypatch.setattr("hq_backups.engine.blobs.stream.PROGRAM", (sys.executable, "-c", program))
+    with stream_of(tmp_path) as blobs:
+        assert drain(blobs) == b""
+        assert blobs.finish()["vanished"] == noted
 
 
 def test_a_program_that_dies_before_its_end_is_no_end(tmp_path: Path) -> None:

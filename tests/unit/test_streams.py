@@ -100,6 +100,41 @@ class TestTheDisk:
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
 
 
+@pytest.mark.parametrize(
+    ("call", "number", "words"),
+    [
+        pytest.param("writev", errno.ENOSPC, "no space left", id="full-at-the-last-bytes"),
+        pytest.param("fsync", errno.EIO, "Input/output", id="the-last-sync"),
+        pytest.param("fdatasync", errno.EIO, "Input/output", id="a-sync-that-ends-after-the-last-bytes"),
+    ],
+)
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_disk_that_fails_at_the_end_is_told_and_nobody_waits(
+    call: str, number: int, words: str, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(streams, "SYNC_EVERY", 1)
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(Exception, match=words):
+        write(tmp_path / "artifact", b"little", codec)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
+
+
+@pytest.mark.parametrize("step", ["_take", "_pack"])
+def test_a_fault_of_our_own_in_a_thread_is_told_and_nobody_waits(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(ArtifactWriter, step, breaks)
+    with pytest.raises(MemoryError, match="none left"):
+        write(tmp_path / "artifact", bytes(9 * CHUNK), "none")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
+
+
 def read(path: Path, codec: str = "gzip", **options: int | None) -> tuple[bytes, Digest]:
     with path.open("rb") as file:
         reader = PlainReader(file, codec, path.name, **options)  # type: ignore[arg-type]

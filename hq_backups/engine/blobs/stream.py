@@ -21,7 +21,6 @@ LOST_FOUND = "lost+found"
 """Where a whole file system is the blob directory: root's alone, and no blob's."""
 OWN = ".hq_backups-"
 """How our own directories begin, at the top of the blob directory: what a killed merge has left is no blob."""
-_MAX_REPORT = 1 << 20
 
 
 class _Reader(Producer):
@@ -46,7 +45,7 @@ class _Reader(Producer):
     def report(self) -> Mapping[str, Any]:
         """Return what was met; raises ProducerTruncated when that was not told."""
         try:
-            found: Mapping[str, Any] = json.loads(os.pread(self._report, _MAX_REPORT, 0))
+            found: Mapping[str, Any] = json.loads(os.pread(self._report, os.fstat(self._report).st_size, 0))
         except ValueError:
             raise ProducerTruncated("it has not told what it met", program=READER) from None
         return found
