@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -171,16 +171,18 @@ def alternate(
     return {name: median(each) for name, each in runs.items()}
 
 
-def table(title: str, results: dict[str, Measured], size: int, stored: dict[str, int]) -> None:
-    """Print one table, ratios against its first row."""
+def table(
+    title: str, results: dict[str, Measured], size: int, stored: Mapping[str, int] | None = None
+) -> None:
+    """Print one table, ratios against its first row; ``stored`` is how many bytes each has made of ``size``."""
     first = next(iter(results.values()))
-    print(
-        f"\n{title}\n{'':34s}{'s':>7s}{'MB/s':>7s}{'ratio':>7s}{'RSS MiB':>9s}{'disk MiB':>10s}{'stored MB':>11s}"
-    )
+    last = "" if stored is None else f"{'stored MB':>11s}"
+    print(f"\n{title}\n{'':34s}{'s':>7s}{'MB/s':>7s}{'ratio':>7s}{'RSS MiB':>9s}{'disk MiB':>10s}{last}")
     for name, m in results.items():
+        last = "" if stored is None else f"{stored[name] / 1e6:11.0f}"
         print(
             f"{name:34s}{m.seconds:7.1f}{size / m.seconds / 1e6:7.0f}{first.seconds / m.seconds:7.2f}"
-            f"{m.peak_rss / MIB:9.0f}{m.peak_disk / MIB:10.0f}{stored.get(name, 0) / 1e6:11.0f}"
+            f"{m.peak_rss / MIB:9.0f}{m.peak_disk / MIB:10.0f}{last}"
         )
 
 
@@ -213,7 +215,7 @@ def measure_plain(bench: Bench, size: int, rounds: int) -> None:
         rounds,
         bench.home / "pg",
     )
-    table("Restore from the bucket", restores, size, {})
+    table("Restore from the bucket", restores, size)
 
 
 def measure_dump(bench: Bench, size: int, rounds: int) -> None:
@@ -222,7 +224,7 @@ def measure_dump(bench: Bench, size: int, rounds: int) -> None:
     backups = alternate(
         bench, {"pg_dumpall | zstd -1": dumps.by_hand, "hq_backups": dumps.ours}, rounds, bench.work
     )
-    table("Dump, until it lies on the disk", backups, size, {})
+    table("Dump, until it lies on the disk", backups, size)
     dumps.keep_file()
     restores = alternate(
         bench,
@@ -231,7 +233,7 @@ def measure_dump(bench: Bench, size: int, rounds: int) -> None:
         bench.home / "pg",
         dumps.put_file,
     )
-    table("Restore of a dump", restores, size, {})
+    table("Restore of a dump", restores, size)
 
 
 def measure_server(home: Path, mode: str, options: argparse.Namespace) -> None:

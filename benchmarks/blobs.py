@@ -106,21 +106,29 @@ class Blobs:
         for warm in (True,) if self.warm else (True, False):
             self.warm = warm
             found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
+            self.drop_archives()
             source = "in the page cache" if warm else "read from the disk"
-            table(f"Backup of {what}, {source}, until it lies in the bucket", found, size, {})
+            table(f"Backup of {what}, {source}, until it lies in the bucket", found, size)
 
     def compare_writes(self, size: int, rounds: int) -> None:
         """Compare backups with tar alone, until they lie on the disk."""
         contenders = {"tar -cf - | cat": self.tar_alone, "hq_backups": self.ours_alone}
         found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
-        table("Backup of what does not compress, until it lies on the disk", found, size, {})
+        self.drop_archives()
+        table("Backup of what does not compress, until it lies on the disk", found, size)
+
+    def drop_archives(self) -> None:
+        """Delete what backups have left, here and in the bucket: a few large files, which nobody pays for later."""
+        shutil.rmtree(self.home / "trash")
+        self.s3.remove_bucket(self.bucket)
+        self.s3.make_bucket(self.bucket)
 
     def compare_restores(self, title: str, size: int, rounds: int) -> None:
         """Compare restores with tar's."""
         self.keep_archives()
         contenders = {"tar -xzf": self.scripts_restore, "hq_backups (checked)": self.ours_restore}
         found = alternate(self, contenders, rounds, self.work, self.put_archives, forget=self.forget)
-        table(title, found, size, {})
+        table(title, found, size)
 
     # Restores
 

@@ -60,11 +60,11 @@ def on_small_disk(victim: Victim, small_disk: Callable[[str], Path]) -> Victim:
 
 
 def lefts(artifact: int) -> list[int]:
-    """Return how much is left free: less than the artifact, just as much, and a little more for its manifest."""
+    """Return how much is left free: less than the artifact, all but its last bytes, and a little more than it."""
     if SWEEP:
         anywhere = {round(artifact * n / SWEEP) for n in range(SWEEP)}
         return sorted(anywhere | {artifact + n * PAGE for n in range(-2, 20)})
-    return [artifact // 2, artifact, artifact + PAGE, artifact + 3 * PAGE]
+    return [artifact // 2, *(artifact + n * PAGE for n in (-1, 0, 1, 3))]
 
 
 def test_a_disk_that_fills_up_at_any_byte_of_a_backup(
