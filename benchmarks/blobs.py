@@ -7,7 +7,8 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from tests.testbed.s3 import VersityGW
 BUCKET = "dimagi-bench-blobdb-backups"
 DIRECTORIES = 64
 POOL = 32 * MIB
+SMALL_PER_MIB = 250
+"""A million of them beside the 4000 MiB that are the default."""
 
 
 def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> int:
@@ -38,6 +41,21 @@ def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> in
         (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
         total += size
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+
+
+def make_small_blobs(root: Path, count: int, seed: int = 7) -> int:
+    """Write so many blobs of 0.5 to 6 KB that compress; return their bytes."""
+    dice = random.Random(seed)
+    pool = forms(dice, POOL)
+    total = 0
+    for number in range(count):
+        directory = root / f"{number % DIRECTORIES:02x}"
+        directory.mkdir(parents=True, exist_ok=True)
+        size = dice.randint(500, 6000)
+        begin = dice.randrange(POOL - size)
+        (directory / f"{dice.getrandbits(128):032x}").write_bytes(pool[begin : begin + size])
+        total += size
+    return total
 
 
 def forms(dice: random.Random, size: int) -> bytes:
@@ -91,6 +109,12 @@ class Blobs:
             self.tar_into(out)
             os.fsync(out.fileno())
 
+    def tar_and_igzip(self) -> None:
+        """Do ``tar -cf - | igzip -1 > file``, and bring it to the disk."""
+        with (self.work / "alone.tar.gz").open("wb") as out:
+            self.tar_into(out, sys.executable, "-m", "isal.igzip", "-1")
+            os.fsync(out.fileno())
+
     def ours_alone(self) -> None:
         """Back up until it was read back from disk."""
         self.hq_backups("run_backup", self.store, "--type", "daily", "--no-prune", "--no-upload")
@@ -98,17 +122,31 @@ class Blobs:
     # Comparisons
 
     def compare_uploads(self, what: str, size: int, rounds: int) -> None:
-        """Compare backups of something with the scripts', until they lie in the bucket.
+        """Compare backups of something with the scripts', until they lie in the bucket."""
+        self._compare(
+            f"Backup of {what}, until it lies in the bucket",
+            {"scripts": self.scripts, "hq_backups": self.ours},
+            size,
+            rounds,
+        )
 
-        With the data in the page cache, as PostgreSQL's are here, and, unless all is measured so, read from the disk.
-        """
-        contenders = {"scripts": self.scripts, "hq_backups": self.ours}
-        for warm in (True,) if self.warm else (True, False):
-            self.warm = warm
+    def compare_small(self, size: int, rounds: int) -> None:
+        """Compare backups of many small files with tar and a compressor as fast as ours, until they lie on the disk."""
+        self._compare(
+            "Backup of many small blobs, until it lies on the disk",
+            {"tar -cf - | igzip -1": self.tar_and_igzip, "hq_backups": self.ours_alone},
+            size,
+            rounds,
+        )
+
+    def _compare(self, title: str, contenders: dict[str, Callable[[], None]], size: int, rounds: int) -> None:
+        """Compare with the data in the page cache, as PostgreSQL's are here, and, unless all is so, from the disk."""
+        only_warm = self.warm
+        for self.warm in (True,) if only_warm else (True, False):
             found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
             self.drop_archives()
-            source = "in the page cache" if warm else "read from the disk"
-            table(f"Backup of {what}, {source}, until it lies in the bucket", found, size)
+            table(f"{title} ({'in the page cache' if self.warm else 'read from the disk'})", found, size)
+        self.warm = only_warm
 
     def compare_writes(self, size: int, rounds: int) -> None:
         """Compare backups with tar alone, until they lie on the disk."""
@@ -184,10 +222,10 @@ class Blobs:
         if self.warm:
             self.tar_into(subprocess.DEVNULL)
 
-    def tar_into(self, out: int | IO[bytes]) -> None:
-        """Do ``tar -cf - | cat``."""
+    def tar_into(self, out: int | IO[bytes], *pipe: str) -> None:
+        """Do ``tar -cf - | cat``, or with another program than ``cat``."""
         tar = subprocess.Popen(["tar", "-cf", "-", "-C", self.data, "."], stdout=subprocess.PIPE)
-        subprocess.run(["cat"], stdin=tar.stdout, stdout=out, check=True)
+        subprocess.run(pipe or ["cat"], stdin=tar.stdout, stdout=out, check=True)
         if tar.wait():
             raise SystemExit("tar failed")
 
@@ -216,7 +254,7 @@ class Blobs:
 
 
 def measure_blobs(home: Path, mib: int, rounds: int, warm: bool) -> None:
-    """Measure all three comparisons."""
+    """Measure all comparisons."""
     (home / "s3").mkdir()
     with VersityGW(home / "s3") as s3:
         s3.make_bucket(BUCKET, versioned=False)
@@ -224,6 +262,9 @@ def measure_blobs(home: Path, mib: int, rounds: int, warm: bool) -> None:
         # A backup's speed is that of stores much larger than what it does in the second that it takes to start.
         size = make_blobs(forms, 2 * mib, compressible=True)
         Blobs(home, s3, forms, warm).compare_uploads("what compresses", size, rounds)
+        small = home / "small"
+        size = make_small_blobs(small, SMALL_PER_MIB * mib)
+        Blobs(home, s3, small, warm).compare_small(size, rounds)
         size = make_blobs(attachments, mib, compressible=False)
         bench = Blobs(home, s3, attachments, warm)
         bench.compare_writes(size, rounds)

@@ -70,7 +70,7 @@ class Couch(Blobs):
 
 
 def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
-    """Measure all three comparisons."""
+    """Measure all comparisons."""
     (home / "s3").mkdir()
     with VersityGW(home / "s3") as s3:
         s3.make_bucket(BUCKET, versioned=False)
@@ -80,5 +80,5 @@ def measure_couch(home: Path, mib: int, rounds: int, warm: bool) -> None:
         bench.compare_uploads("what compresses", size, rounds)
         bench.compare_restores("Restore into a directory", size, rounds)
         random_ = home / "random"
-        size = make_databases(random_, mib, compressible=False)
+        size = make_databases(random_, 2 * mib, compressible=False)
         Couch(home, s3, random_, warm).compare_writes(size, rounds)
