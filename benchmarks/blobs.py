@@ -142,10 +142,11 @@ class Blobs:
     def _compare(self, title: str, contenders: dict[str, Callable[[], None]], size: int, rounds: int) -> None:
         """Compare with the data in the page cache, as PostgreSQL's are here, and, unless all is so, from the disk."""
         only_warm = self.warm
-        for self.warm in (True,) if only_warm else (True, False):
+        for warm in (True,) if only_warm else (True, False):
+            self.warm = warm
             found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
             self.drop_archives()
-            table(f"{title} ({'in the page cache' if self.warm else 'read from the disk'})", found, size)
+            table(f"{title} ({'in the page cache' if warm else 'read from the disk'})", found, size)
         self.warm = only_warm
 
     def compare_writes(self, size: int, rounds: int) -> None:

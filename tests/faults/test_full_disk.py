@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hq_backups.engine.errors import DiskFull
+from hq_backups.engine.streams import ArtifactWriter
 from tests.faults.engine_process import Hold
 from tests.faults.test_kills import SWEEP
 from tests.faults.victim import VICTIMS, HostVictim, Victim
@@ -60,11 +62,11 @@ def on_small_disk(victim: Victim, small_disk: Callable[[str], Path]) -> Victim:
 
 
 def lefts(artifact: int) -> list[int]:
-    """Return how much is left free: less than the artifact, all but its last bytes, and a little more than it."""
+    """Return how much is left free: less than the artifact, just as much, and a little more for its manifest."""
     if SWEEP:
         anywhere = {round(artifact * n / SWEEP) for n in range(SWEEP)}
         return sorted(anywhere | {artifact + n * PAGE for n in range(-2, 20)})
-    return [artifact // 2, *(artifact + n * PAGE for n in (-1, 0, 1, 3))]
+    return [artifact // 2, artifact, artifact + PAGE, artifact + 3 * PAGE]
 
 
 def test_a_disk_that_fills_up_at_any_byte_of_a_backup(
@@ -102,6 +104,21 @@ def test_a_disk_that_fills_up_at_any_byte_of_a_backup(
     assert failed >= 2
     victim.run(victim.backup()).expect(0)
     victim.assert_clean()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_disk_that_is_full_at_an_artifact_s_last_bytes(
+    codec: str, small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("1m")
+    with only(disk, 0):
+        writer = ArtifactWriter(disk / "artifact", codec, 1)
+        buffer = writer.buffer()
+        # So little comes out of the compressor when it is flushed, and not before.
+        writer.put(buffer, 100)
+        with pytest.raises(DiskFull):
+            writer.finish()
+        writer.close()
 
 
 def test_too_little_space_from_the_start_is_told_before_anything_happens(on_small_disk: Victim) -> None:
