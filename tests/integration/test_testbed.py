@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from tests.conftest import require_service
 from tests.testbed import disk
-from tests.testbed.disk import is_slow, own_disk, run
+from tests.testbed.disk import is_slow, own_disk, start
 from tests.testbed.places import IS_ROOT, bin_dirs, python_reachable
 from tests.testbed.process import SHORT_PLACE, as_user
 from tests.testbed.s3 import MotoServer, S3Service, VersityGW
@@ -243,7 +243,7 @@ class TestOwnDisk:
             assert not is_slow(place)
             assert os.listdir(tmp_path) == []
             script = f'test -w "${SHORT_PLACE}" && mkdir "${SHORT_PLACE}/left" && exit 7'
-            assert run(["sh", "-c", script], place) == 7
+            assert start(["sh", "-c", script], place).wait(30) == 7
             # What tests take for a server's, and is none.
             for number, content in enumerate(("", "1", "x\ny\n", "1\n/proc\n")):
                 (place / "left" / f"{number}").mkdir()

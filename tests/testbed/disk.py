@@ -74,24 +74,23 @@ def _mount(place: Path, room: Path, size: int) -> bool:
     return True
 
 
-def run(argv: Sequence[str], place: Path | None) -> int:
-    """Run a program whose temporary directories are in ``place``; return its exit status."""
+def start(argv: Sequence[str], place: Path | None) -> subprocess.Popen[bytes]:
+    """Start a program whose temporary directories are in ``place``."""
     environment = dict(os.environ)
     if place is not None:
         environment |= {SHORT_PLACE: str(place), "PYTEST_DEBUG_TEMPROOT": str(place)}
-    child = subprocess.Popen(argv, env=environment)
-    # Ctrl-C reaches the child by itself; it cleans up, and this one waits for it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    return child.wait()
+    return subprocess.Popen(argv, env=environment)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a program."""
-    if not (IS_ROOT and is_slow(Path("/tmp"))):
-        return run(argv, None)
-    with own_disk(Path("/var/tmp")) as place:
-        return run(argv, place)
+    """Run a program; return its exit status."""
+    slow = IS_ROOT and is_slow(Path("/tmp"))
+    with own_disk(Path("/var/tmp")) if slow else contextlib.nullcontext() as place:
+        child = start(argv, place)
+        # Ctrl-C reaches the child by itself; it cleans up, and this one waits for it, and takes the disk away.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        return child.wait()
 
 
 if __name__ == "__main__":
