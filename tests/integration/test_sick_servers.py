@@ -317,7 +317,8 @@ def ask(server: PostgresServer) -> str:
 
 
 @pytest.mark.root
-def test_a_server_whose_disk_is_full(fresh_pg: Fresh, small_disk: Callable[[str], Path]) -> None:
+def test_a_server_whose_disk_is_full(small_disk: Callable[[str], Path], fresh_pg: Fresh) -> None:
+    # The server is stopped before its disk is taken away: fixtures end in the opposite order.
     disk = small_disk("160m")
     server = fresh_pg(15, start=False)
     give(disk, server.os_user)
