@@ -33,12 +33,10 @@ def make_blobs(root: Path, mib: int, *, compressible: bool, seed: int = 7) -> in
     while total < mib * MIB:
         number += 1
         kind = number % 10
-        directory = root / f"{number % DIRECTORIES:02x}"
-        directory.mkdir(parents=True, exist_ok=True)
         size = dice.randint(500, 6000) if kind < 8 else dice.randint(20_000, 400_000)
         begin = dice.randrange(POOL - size)
         content = pool[begin : begin + size] if compressible else dice.randbytes(size)
-        (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
+        put_blob(root, number, dice, content)
         total += size
     return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
 
@@ -49,13 +47,18 @@ def make_small_blobs(root: Path, count: int, seed: int = 7) -> int:
     pool = forms(dice, POOL)
     total = 0
     for number in range(count):
-        directory = root / f"{number % DIRECTORIES:02x}"
-        directory.mkdir(parents=True, exist_ok=True)
         size = dice.randint(500, 6000)
         begin = dice.randrange(POOL - size)
-        (directory / f"{dice.getrandbits(128):032x}").write_bytes(pool[begin : begin + size])
+        put_blob(root, number, dice, pool[begin : begin + size])
         total += size
     return total
+
+
+def put_blob(root: Path, number: int, dice: random.Random, content: bytes) -> None:
+    """Write one blob, under a name that tells nothing, into one of the directories in turn."""
+    directory = root / f"{number % DIRECTORIES:02x}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{dice.getrandbits(128):032x}").write_bytes(content)
 
 
 def forms(dice: random.Random, size: int) -> bytes:
@@ -139,22 +142,24 @@ class Blobs:
             rounds,
         )
 
+    def compare_writes(self, size: int, rounds: int) -> None:
+        """Compare backups with tar alone, until they lie on the disk."""
+        contenders = {"tar -cf - | cat": self.tar_alone, "hq_backups": self.ours_alone}
+        self._backups("Backup of what does not compress, until it lies on the disk", contenders, size, rounds)
+
     def _compare(self, title: str, contenders: dict[str, Callable[[], None]], size: int, rounds: int) -> None:
         """Compare with the data in the page cache, as PostgreSQL's are here, and, unless all is so, from the disk."""
         only_warm = self.warm
         for warm in (True,) if only_warm else (True, False):
             self.warm = warm
-            found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
-            self.drop_archives()
-            table(f"{title} ({'in the page cache' if warm else 'read from the disk'})", found, size)
+            source = "in the page cache" if warm else "read from the disk"
+            self._backups(f"{title} ({source})", contenders, size, rounds)
         self.warm = only_warm
 
-    def compare_writes(self, size: int, rounds: int) -> None:
-        """Compare backups with tar alone, until they lie on the disk."""
-        contenders = {"tar -cf - | cat": self.tar_alone, "hq_backups": self.ours_alone}
+    def _backups(self, title: str, contenders: dict[str, Callable[[], None]], size: int, rounds: int) -> None:
         found = alternate(self, contenders, rounds, self.work, self.read_once, forget=self.forget)
         self.drop_archives()
-        table("Backup of what does not compress, until it lies on the disk", found, size)
+        table(title, found, size)
 
     def drop_archives(self) -> None:
         """Delete what backups have left, here and in the bucket: a few large files, which nobody pays for later."""

@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_at_an_artifact_s_last_bytes(
     with only(disk, 0):
         writer = ArtifactWriter(disk / "artifact", codec, 1)
         buffer = writer.buffer()
-        # So little comes out of the compressor when it is flushed, and not before.
+        # So little comes out of zstd when it is flushed, and not before; of gzip its header does.
         writer.put(buffer, 100)
         with pytest.raises(DiskFull):
             writer.finish()

@@ -22,6 +22,7 @@ from tests.integration.couch_helpers import CouchHost
 from tests.testbed.couch import CHECKOUT, FakeCouch
 from tests.testbed.couch_data import FIXTURE_NODE
 from tests.testbed.couch_writer import write_couch
+from tests.testbed.process import wait_until
 
 State = dict[str, dict[str, str]]
 """The revision of every document by database."""
@@ -76,10 +77,8 @@ def churning(data_dir: Path, log: Path, seed: int) -> Iterator[None]:
 
 def wait_for_another(log: Path) -> None:
     """Wait until the writer has written something more, however little of a processor is left to it."""
-    size, until = log.stat().st_size, time.monotonic() + 60
-    while log.stat().st_size == size:
-        assert time.monotonic() < until, "the writer stands still"
-        time.sleep(0.01)
+    size = log.stat().st_size
+    wait_until(lambda: log.stat().st_size > size, what="the writer to go on", timeout=60, interval=0.01)
 
 
 def states(log: Path) -> list[State]:

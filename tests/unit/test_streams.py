@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hq_backups.engine import codecs, streams
 from hq_backups.engine.errors import ConfigurationError, CorruptBackup, DiskFull, ReadBackFailed
 from hq_backups.engine.streams import CHUNK, ArtifactWriter, Digest, GrowingFile, PlainReader, ReadBack
+from tests.testbed.s3_use import our_threads
 
 CODECS = ("gzip", "zstd", "none")
 
@@ -97,7 +98,7 @@ class TestTheDisk:
         with pytest.raises(OSError, match="Input/output"):
             write(tmp_path / "artifact", bytes(9 * CHUNK), "none")
         assert len(calls) == at
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
+        assert our_threads() == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_a_disk_that_fails_at_the_end_is_told_and_nobody_waits(
     monkeypatch.setattr(os, call, fails)
     with pytest.raises(Exception, match=words):
         write(tmp_path / "artifact", b"little", codec)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
+    assert our_threads() == []
 
 
 @pytest.mark.parametrize("step", ["_take", "_pack"])
@@ -132,7 +133,7 @@ def test_a_fault_of_our_own_in_a_thread_is_told_and_nobody_waits(
     monkeypatch.setattr(ArtifactWriter, step, breaks)
     with pytest.raises(MemoryError, match="none left"):
         write(tmp_path / "artifact", bytes(9 * CHUNK), "none")
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hqb-")]
+    assert our_threads() == []
 
 
 def read(path: Path, codec: str = "gzip", **options: int | None) -> tuple[bytes, Digest]:
